@@ -1,0 +1,60 @@
+//! Leases on scarce, named resources, handed out by Redis (or Valkey): GPUs, proxies, test devices, ports, licences,
+//! accounts. A pool holds the resources; a [`Lease`] is the right to use one of them until a deadline, and no two
+//! holders ever have the same one.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use redis_allocator::Client;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), redis_allocator::Error> {
+//! let client = Client::connect("redis://127.0.0.1:6379").await?;
+//! let pool = client.pool("default/gpus")?;
+//! match pool.malloc().ttl(Duration::from_secs(120)).bind("trainer-1").keep_alive().await? {
+//!     Some(lease) => {
+//!         tokio::select! {
+//!             () = lease.lost() => eprintln!("lost {}: stop using it", lease.key()),
+//!             () = work(lease.key().as_str(), lease.fencing_token()) => lease.free().await?,
+//!         }
+//!     }
+//!     None => eprintln!("nothing is free"),
+//! }
+//! # Ok(())
+//! # }
+//! # async fn work(_: &str, _: u64) {}
+//! ```
+//!
+//! Every operation is one atomic script in one round trip. Time is always Redis' own; a lease's deadline is local and
+//! counted from before its request was sent. What the keys are is told in the source of `keys`, what each script does at
+//! the head of its file in `scripts`.
+
+mod client;
+mod connection;
+mod error;
+mod item;
+mod keep_alive;
+mod keys;
+mod lease;
+mod names;
+mod pool;
+mod reply;
+mod script;
+#[cfg(feature = "test-clock")]
+#[doc(hidden)]
+pub mod test_clock;
+mod time;
+
+pub use crate::{
+    client::{Client, ClientBuilder, ServerInfo},
+    error::{Error, LostReason, Result},
+    item::{Item, MAX_PRIORITY},
+    lease::Lease,
+    names::{BindingName, Origin, PoolName, ResourceKey},
+    pool::{
+        BindOptions, BindPolicy, Binding, CLOCK_SLACK, Cause, Configured, Counters, Counts, Cursor, GcReport, Hold,
+        Incarnation, Invariant, Known, LeaseInfo, Longest, Malloc, Mark, Order, OriginInfo, Ownership, Place, Pool,
+        PoolInfo, PoolSettings, Quarantined, Removal, ResourceState, Retired, SnapshotPage, SyncOptions, SyncOutcome,
+        Violation,
+    },
+    time::{BootInstant, MAX_DURATION, Timestamp, Ttl},
+};

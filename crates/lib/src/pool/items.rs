@@ -1,0 +1,177 @@
+//! The items of a pool as a caller declares them through the library: origin `api`.
+
+use std::collections::HashSet;
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::{Args, BATCH, Pool, Removal, SyncOptions, SyncOutcome, keys_of, owned, text};
+use crate::{
+    error::{Error, Result},
+    item::{Encoded, Item},
+    keys,
+    names::{Origin, ResourceKey},
+    script,
+};
+
+/// How many chunks are under way at once: enough to keep Redis busy, few enough to let others in between.
+const CHUNKS_AT_ONCE: usize = 4;
+/// How many entries one page of a scan has, about.
+const PAGE: &str = "500";
+
+/// What one call of the removing script did.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Removed {
+    pub(super) left: u64,
+    pub(super) draining: u64,
+    pub(super) revoked: u64,
+}
+
+impl Pool {
+    /// Adds resources, or replaces the facts of those that this library added before; returns how many were new.
+    ///
+    /// What manifests declare keeps the manifests' facts. Cut into calls of 200: if one fails, those before it are done,
+    /// and the same call can be made again.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPool`], and [`Error::Invalid`] for a priority above 1000 or facts above 64 KiB: nothing is added
+    /// then.
+    pub async fn extend<I: Into<Item>>(&self, items: impl IntoIterator<Item = I>) -> Result<u64> {
+        let items: Vec<Item> = items.into_iter().map(Into::into).collect();
+        let encoded = items.iter().map(|item| Ok((&item.key, item.encode()?))).collect::<Result<Vec<_>>>()?;
+        let (added, _) = self.upsert(&Origin::Api, "", &encoded).await?;
+        Ok(added)
+    }
+
+    /// Takes back resources that this library added; returns how many left the pool. What is leased drains: it leaves
+    /// when its lease ends. What a manifest declares stays.
+    pub async fn shrink<K: AsRef<str>>(&self, keys: impl IntoIterator<Item = K>) -> Result<u64> {
+        let keys = keys_of(keys)?;
+        Ok(self.remove(&Origin::Api.to_string(), "", Removal::Drain, &keys).await?.left)
+    }
+
+    /// Makes these the only resources that this library declares: adds, replaces and takes back as needed.
+    pub async fn assign<I: Into<Item>>(&self, items: impl IntoIterator<Item = I>) -> Result<SyncOutcome> {
+        let items = items.into_iter().map(Into::into).collect();
+        self.sync(&Origin::Api, items, &SyncOptions::default()).await
+    }
+
+    /// Takes back all resources that this library added; returns how many left the pool.
+    pub async fn clear(&self) -> Result<u64> {
+        match self.assign(Vec::<Item>::new()).await? {
+            SyncOutcome::Applied { removed, .. } => Ok(removed),
+            SyncOutcome::Unchanged | SyncOutcome::HeldBack { .. } => Ok(0),
+        }
+    }
+
+    /// The keys of all declared resources, in no order. Read page by page: what changes meanwhile may or may not show.
+    pub async fn keys(&self) -> Result<Vec<ResourceKey>> {
+        self.item_keys().await
+    }
+
+    /// Whether a resource is declared.
+    pub async fn contains(&self, key: impl AsRef<str>) -> Result<bool> {
+        Ok(self.get(key).await?.is_some_and(|resource| resource.declared))
+    }
+
+    /// How many resources are declared.
+    pub async fn len(&self) -> Result<u64> {
+        Ok(self.info().await?.counts.total)
+    }
+
+    /// Whether no resource is declared.
+    pub async fn is_empty(&self) -> Result<bool> {
+        Ok(self.len().await? == 0)
+    }
+
+    pub(super) async fn item_keys(&self) -> Result<Vec<ResourceKey>> {
+        let mut seen = HashSet::new();
+        self.scan(keys::ITEMS, |key, _| {
+            seen.insert(ResourceKey::new(key)?);
+            Ok(())
+        })
+        .await?;
+        Ok(seen.into_iter().collect())
+    }
+
+    /// Walks one of the pool's keys page by page. An entry may come twice.
+    pub(super) async fn scan(&self, key: usize, mut visit: impl FnMut(String, String) -> Result<()>) -> Result<()> {
+        let command = if keys::is_sorted_set(key) { "ZSCAN" } else { "HSCAN" };
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut reply = self.call(&script::SCAN, &[owned(key), text(command), text(&cursor), text(PAGE)]).await?;
+            cursor = reply.text()?;
+            for (field, value) in reply.pairs()? {
+                visit(field, value)?;
+            }
+            if cursor == "0" {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Declares items for an origin; how many were added, and how many updated.
+    pub(super) async fn upsert(
+        &self,
+        origin: &Origin,
+        ticket: &str,
+        items: &[(&ResourceKey, Encoded)],
+    ) -> Result<(u64, u64)> {
+        let name = origin.to_string();
+        let name = name.as_str();
+        stream::iter(items.chunks(BATCH))
+            .map(|chunk| async move {
+                let mut args = Args::with_capacity(2 + 4 * chunk.len());
+                args.extend([text(name), text(ticket)]);
+                for (key, item) in chunk {
+                    args.extend([text(key.as_str()), text(&item.priority), text(&item.position), text(&item.facts)]);
+                }
+                let mut reply = self.send(&script::UPSERT, &args, false).await?;
+                self.read_chunk(&mut reply, name)?;
+                Ok((reply.count()?, reply.count()?))
+            })
+            .buffered(CHUNKS_AT_ONCE)
+            .try_fold((0, 0), |sum, chunk| async move { Ok((sum.0 + chunk.0, sum.1 + chunk.1)) })
+            .await
+    }
+
+    /// Lets an origin (or every one: an empty text) let go of items.
+    pub(super) async fn remove(
+        &self,
+        origin: &str,
+        ticket: &str,
+        removal: Removal,
+        keys: &[ResourceKey],
+    ) -> Result<Removed> {
+        stream::iter(keys.chunks(BATCH))
+            .map(|chunk| async move {
+                let revoke = if removal == Removal::Revoke { "1" } else { "0" };
+                let mut args: Args<'_> = vec![text(origin), text(ticket), text(revoke)];
+                args.extend(chunk.iter().map(|key| text(key.as_str())));
+                let mut reply = self.send(&script::REMOVE, &args, false).await?;
+                self.read_chunk(&mut reply, origin)?;
+                Ok(Removed { left: reply.count()?, draining: reply.count()?, revoked: reply.count()? })
+            })
+            .buffered(CHUNKS_AT_ONCE)
+            .try_fold(Removed::default(), |sum, chunk| async move {
+                Ok(Removed {
+                    left: sum.left + chunk.left,
+                    draining: sum.draining + chunk.draining,
+                    revoked: sum.revoked + chunk.revoked,
+                })
+            })
+            .await
+    }
+
+    pub(super) async fn remove_everywhere(&self, keys: &[ResourceKey], removal: Removal) -> Result<Removed> {
+        self.remove("", "", removal, keys).await
+    }
+
+    /// The status of one chunk of a synchronisation.
+    pub(super) fn read_chunk(&self, reply: &mut crate::reply::Reply, origin: &str) -> Result<()> {
+        let status = reply.text()?;
+        if status == "superseded" {
+            return Err(Error::Superseded { pool: self.name().clone(), origin: origin.to_owned() });
+        }
+        self.status(&status, reply)?.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,168 @@
+//! Making what an origin declares so: the difference is worked out here, a chunk at a time is written by Redis.
+//!
+//! # Guarantees
+//! - An origin whose digest is the stored one costs one round trip and writes nothing.
+//! - Of two synchronisations of one origin, the one that began later wins; the other stops with
+//!   [`Error::Superseded`](crate::Error::Superseded) at its next chunk.
+//! - A synchronisation that dies half-way leaves no digest: the next one does the rest.
+//! - A live lease is never taken away, unless `removal` is `Revoke` and its resource leaves.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write,
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Pool, owned, text};
+use crate::{
+    error::{Error, Result},
+    item::{Encoded, Item, Record},
+    keys,
+    names::{Origin, ResourceKey},
+    script,
+};
+
+/// What happens to a leased resource that leaves the declaration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Removal {
+    /// It leaves when its lease ends.
+    #[default]
+    Drain,
+    /// Its lease ends at once; the holder hears of it at its next renewal.
+    Revoke,
+}
+
+/// How a synchronisation treats what is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncOptions {
+    /// What happens to leased resources. Default `Drain`.
+    pub removal: Removal,
+    /// The most, in percent of what the origin declared lately, that one synchronisation may drop, 0 to 100. Default
+    /// 100: any.
+    pub max_shrink_percent: u8,
+}
+
+impl Default for SyncOptions {
+    fn default() -> Self {
+        Self { removal: Removal::Drain, max_shrink_percent: 100 }
+    }
+}
+
+/// What a synchronisation did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncOutcome {
+    /// Everything was as declared; nothing was written.
+    Unchanged,
+    /// Redis was brought to what is declared.
+    Applied {
+        /// Resources that are new.
+        added: u64,
+        /// Resources whose facts changed.
+        updated: u64,
+        /// Resources that left the pool.
+        removed: u64,
+        /// Of these: still leased, until their lease ends.
+        draining: u64,
+        /// Of these: whose lease was ended.
+        revoked: u64,
+    },
+    /// Too much would have left; nothing was written.
+    HeldBack {
+        /// How many resources are declared now.
+        found: u64,
+        /// The most that were declared lately.
+        peak: u64,
+        /// The fewest that would have been let through.
+        allowed_min: u64,
+    },
+}
+
+impl Pool {
+    /// Makes these the items that `origin` declares.
+    ///
+    /// # Errors
+    /// [`Error::Superseded`] when a later synchronisation of this origin began meanwhile, [`Error::Invalid`] for an item
+    /// that is listed twice or does not fit: nothing is written then.
+    pub async fn sync(&self, origin: &Origin, items: Vec<Item>, options: &SyncOptions) -> Result<SyncOutcome> {
+        if options.max_shrink_percent > 100 {
+            return Err(Error::Invalid {
+                what: "most percent that may leave",
+                found: options.max_shrink_percent.to_string(),
+                allowed: "0 to 100".to_owned(),
+            });
+        }
+        let mut desired: HashMap<&ResourceKey, Encoded> = HashMap::with_capacity(items.len());
+        let mut digest = Sha256::new();
+        for item in &items {
+            let encoded = item.encode()?;
+            for part in [item.key.as_str(), &encoded.priority, &encoded.position, &encoded.facts] {
+                digest.update(part.len().to_be_bytes());
+                digest.update(part);
+            }
+            if desired.insert(&item.key, encoded).is_some() {
+                return Err(Error::Invalid {
+                    what: "list of items",
+                    found: format!("{} twice", item.key),
+                    allowed: "each resource once".to_owned(),
+                });
+            }
+        }
+        let digest = digest.finalize().iter().take(16).fold(String::new(), |mut text, byte| {
+            // Writing to a String never fails.
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
+
+        let name = origin.to_string();
+        let args = [text(&name), text(&digest), owned(items.len()), owned(options.max_shrink_percent)];
+        let mut reply = self.call(&script::BEGIN_SYNC, &args).await?;
+        let ticket = match reply.text()?.as_str() {
+            "unchanged" => return Ok(SyncOutcome::Unchanged),
+            "held" => {
+                return Ok(SyncOutcome::HeldBack {
+                    found: items.len() as u64,
+                    peak: reply.count()?,
+                    allowed_min: reply.count()?,
+                });
+            }
+            _ => reply.text()?,
+        };
+
+        // What is as it should be already, and what must go.
+        let mut settled: HashSet<&ResourceKey> = HashSet::new();
+        let mut gone = Vec::new();
+        self.scan(keys::ITEMS, |key, text| {
+            let key = ResourceKey::new(key)?;
+            let record = Record::parse(&text).filter(|record| record.origins.contains(origin));
+            match (desired.get_key_value(&key), record) {
+                (Some((key, encoded)), Some(record)) if record.says(encoded) => {
+                    settled.insert(key);
+                }
+                (None, Some(_)) => gone.push(key),
+                _ => {}
+            }
+            Ok(())
+        })
+        .await?;
+        let changed: Vec<_> = items
+            .iter()
+            .filter(|item| !settled.contains(&item.key))
+            .filter_map(|item| Some((&item.key, desired.get(&item.key)?.clone())))
+            .collect();
+        // New ones first: a declaration that replaces everything never leaves the pool empty.
+        let (added, updated) = self.upsert(origin, &ticket, &changed).await?;
+        let removed = self.remove(&name, &ticket, options.removal, &gone).await?;
+        let args = [text(&name), text(&ticket), text(&digest), owned(items.len())];
+        let mut reply = self.send(&script::FINISH_SYNC, &args, false).await?;
+        self.read_chunk(&mut reply, &name)?;
+        Ok(SyncOutcome::Applied {
+            added,
+            updated,
+            removed: removed.left,
+            draining: removed.draining,
+            revoked: removed.revoked,
+        })
+    }
+}

@@ -1,0 +1,27 @@
+-- Prelude of every pool script: its keys, Redis' time, and the record formats. Read-only; everything here is O(1).
+--
+-- KEYS, the same for every script (shapes in keys.rs):
+--   1 meta, 2 items, 3 free, 4 leases, 5 holders, 6 quarantine, 7 marks, 8 reserved, 9 binds, 10 bind-expiry, 11 origins
+-- Every reply is an array whose first element is a status; a pool that is missing or too new answers before anything
+-- is written: {'unknown'} or {'schema', version}.
+local META, ITEMS, FREE, LEASES, HOLDERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local QUARANTINE, MARKS, RESERVED, BINDS, BIND_EXPIRY, ORIGINS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local call, sub, format = redis.call, string.sub, string.format
+
+-- TIME moves within a script on Redis 7.0: it is read once, here.
+local clock = redis.call('TIME')
+local NOW_US = clock[1] * 1000000 + clock[2]
+local NOW = math.floor(NOW_US / 1000)
+
+local SCHEMA = '1'
+-- A lease is reclaimed this much (ms) after its expiry, so that a clock that jumped ahead grants nobody early.
+local CLOCK_SLACK = 2000
+-- One priority's share of the scores in `free`: 2^42 ms reach to the year 2109, 1001 of them fit a double exactly.
+local BAND = 4398046511104
+
+-- The answer for a pool of this schema field that can't be worked on, or nil.
+local function unusable(schema)
+  if schema == SCHEMA then return nil end
+  if not schema then return { 'unknown' } end
+  return { 'schema', schema }
+end
