@@ -1,0 +1,201 @@
+//! What is wrong with an object: where, what was found there, and what is allowed instead.
+//!
+//! Paths lead through the object's fields; only the reader of a file knows the lines they stand on.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// The way from an object's root to one of its values.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FieldPath(pub Vec<Segment>);
+
+/// One step of a [`FieldPath`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Segment {
+    /// Into the field of an object, or the entry of a map, of this name.
+    Key(String),
+    /// Into the element of a list, counted from 0.
+    Index(usize),
+}
+
+impl From<&str> for Segment {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Segment {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+impl FieldPath {
+    /// The path one step further.
+    #[must_use]
+    pub fn join(&self, segment: impl Into<Segment>) -> Self {
+        let mut segments = self.0.clone();
+        segments.push(segment.into());
+        Self(segments)
+    }
+
+    /// The value at the end of the path, if the object has it.
+    pub fn find<'v>(&self, root: &'v Value) -> Option<&'v Value> {
+        self.0.iter().try_fold(root, |value, segment| match segment {
+            Segment::Key(key) => value.get(key),
+            Segment::Index(index) => value.get(index),
+        })
+    }
+}
+
+/// Fields are joined by dots and indexes bracketed, as the API server does it; a key that is not a plain word is quoted.
+impl fmt::Display for FieldPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (depth, segment) in self.0.iter().enumerate() {
+            match segment {
+                Segment::Index(index) => write!(f, "[{index}]")?,
+                Segment::Key(key) if is_word(key) => {
+                    let dot = if depth == 0 { "" } else { "." };
+                    write!(f, "{dot}{key}")?;
+                }
+                Segment::Key(key) => write!(f, "[{}]", excerpt(&format!("{key:?}")))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_word(key: &str) -> bool {
+    key.len() <= 64
+        && key.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+/// One thing that is wrong with an object.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Violation {
+    /// Where: for a missing or an unknown field, the field itself.
+    pub path: FieldPath,
+    /// What is there, shortened where it is long.
+    pub found: String,
+    /// What would be right, in words.
+    pub allowed: String,
+    /// How it may have been meant.
+    pub hint: Option<String>,
+}
+
+impl Violation {
+    /// A violation without a hint.
+    pub(crate) fn new(path: FieldPath, found: impl Into<String>, allowed: impl Into<String>) -> Self {
+        Self { path, found: found.into(), allowed: allowed.into(), hint: None }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, found, allowed, hint } = self;
+        if !path.0.is_empty() {
+            write!(f, "{path}: ")?;
+        }
+        write!(f, "found {found}, allowed is {allowed}")?;
+        match hint {
+            Some(hint) => write!(f, " ({hint})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Collects violations up to a bound, so that a hostile object cannot make the report larger than itself.
+#[derive(Debug, Default)]
+pub(crate) struct Report(Vec<Violation>);
+
+impl Report {
+    /// More than anybody reads.
+    const MOST: usize = 1000;
+
+    /// Adds a violation, which is only made while there is room.
+    pub(crate) fn add(&mut self, violation: impl FnOnce() -> Violation) {
+        if self.0.len() < Self::MOST {
+            self.0.push(violation());
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The violations in the order of their paths.
+    pub(crate) fn into_violations(mut self) -> Vec<Violation> {
+        self.0.sort_by(|a, b| a.path.cmp(&b.path));
+        self.0
+    }
+}
+
+/// What a value looks like in a message: scalars as JSON and short, lists and objects by their size.
+pub(crate) fn describe(value: Option<&Value>) -> String {
+    match value {
+        None => "nothing".to_owned(),
+        Some(Value::Array(list)) => format!("a list of {}", list.len()),
+        Some(Value::Object(map)) => format!("an object of {} fields", map.len()),
+        Some(Value::String(text)) => excerpt(&format!("{text:?}")),
+        Some(scalar) => excerpt(&scalar.to_string()),
+    }
+}
+
+fn excerpt(text: &str) -> String {
+    const MOST: usize = 80;
+    match text.char_indices().nth(MOST) {
+        None => text.to_owned(),
+        Some((cut, _)) => format!("{}… ({} bytes)", &text[..cut], text.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_path_reads_like_the_api_servers() {
+        let path = FieldPath::default().join("spec").join("resources").join(3).join("labels").join("a.b/c");
+        assert_eq!(path.to_string(), r#"spec.resources[3].labels["a.b/c"]"#);
+        let long = FieldPath::default().join("x".repeat(500).as_str()).to_string();
+        assert!(long.ends_with("x… (502 bytes)]") && long.len() < 120, "{long}");
+    }
+
+    #[test]
+    fn a_path_finds_its_value() {
+        let object = json!({ "spec": { "list": [1, { "a": 2 }] } });
+        let list = FieldPath::default().join("spec").join("list");
+        assert_eq!(list.join(1).join("a").find(&object), Some(&json!(2)));
+        assert_eq!(list.join(2).find(&object), None);
+    }
+
+    #[test]
+    fn a_violation_says_where_what_was_found_and_what_is_allowed() {
+        let mut violation =
+            Violation::new(FieldPath::default().join("spec").join("order"), "\"Rand\"", "Sequential or Random");
+        violation.hint = Some("did you mean Random?".to_owned());
+        assert_eq!(
+            violation.to_string(),
+            r#"spec.order: found "Rand", allowed is Sequential or Random (did you mean Random?)"#
+        );
+    }
+
+    #[test]
+    fn a_report_is_bounded() {
+        let mut report = Report::default();
+        for _ in 0..2000 {
+            report.add(|| Violation::new(FieldPath::default(), "a", "b"));
+        }
+        assert_eq!(report.into_violations().len(), Report::MOST);
+    }
+
+    #[test]
+    fn long_values_are_shortened() {
+        assert_eq!(describe(Some(&json!("é".repeat(100)))).chars().count(), 80 + "… (202 bytes)".chars().count());
+        assert_eq!(describe(Some(&json!([1, 2]))), "a list of 2");
+    }
+}
