@@ -1,0 +1,35 @@
+//! The harness of the end-to-end tests: real Redis and Valkey servers that a test starts, kills, pauses, restarts,
+//! replicates and puts behind a faulty network.
+//!
+//! It must not know the library, the agent or any key of theirs: it speaks of servers and bytes only.
+//!
+//! Everything it starts listens on 127.0.0.1, keeps its files in a temporary directory, and ends with the value that
+//! owns it, or with the test process, even if that one is killed. A server binary that is missing is an error: a test
+//! that silently skips a flavour proves nothing about it. `make test` provides both.
+//!
+//! | module | gives |
+//! |---|---|
+//! | [`flavor`] | which server: Redis or Valkey, and where its binary is |
+//! | [`server`] | one server: life, data on disk, configuration |
+//! | [`stats`] | what a server did: calls per command, CPU time, slow commands |
+//! | [`replica`] | a replica that lags when told so, and is promoted |
+//! | [`sentinel`] | Sentinels that watch a master and fail it over |
+//! | [`cluster`] | a three-master Cluster, with proxies if wanted, and slots that move |
+//! | [`proxy`] | a TCP proxy that swallows replies, stalls, cuts and delays |
+//! | [`wait`] | waiting for a condition instead of sleeping |
+
+pub mod cluster;
+pub mod flavor;
+mod ports;
+pub mod proxy;
+pub mod replica;
+mod resp;
+pub mod sentinel;
+pub mod server;
+pub mod stats;
+pub mod wait;
+
+pub use flavor::Flavor;
+pub use proxy::Proxy;
+pub use server::Server;
+pub use wait::eventually;
