@@ -211,7 +211,8 @@ impl Lease {
         self.grant.renew(self.grant.ttl()).await
     }
 
-    /// Extends the lease to a time to live of its own, from now on, or makes it permanent.
+    /// Extends the lease to a time to live of its own, from now on, or makes it permanent. A shorter time shortens
+    /// what this holder may do at once; Redis keeps the resource for as long as it had promised before.
     ///
     /// # Errors
     /// As [`Lease::renew`], and [`Error::TtlRefused`] when the pool's maximum is shorter.
@@ -240,12 +241,15 @@ impl Lease {
     /// on trying in the background.
     pub async fn free(self) -> Result<()> {
         match self.grant.pool.free_grants(&[(self.grant.key.clone(), self.grant.token_text())]).await {
-            Ok(freed) => {
-                self.grant.end(Ended::Freed);
-                if freed.first() == Some(&true) { Ok(()) } else { Err(self.grant.not_owner()) }
-            }
+            Ok(freed) => self.freed(freed.first() == Some(&true)),
             Err(error) => Err(error),
         }
+    }
+
+    /// Redis was told to free it, and said whether it had been held.
+    pub(crate) fn freed(self, held: bool) -> Result<()> {
+        self.grant.end(Ended::Freed);
+        if held { Ok(()) } else { Err(self.grant.not_owner()) }
     }
 
     /// Lets go of the lease without freeing it: it stays in force until it expires, and is not renewed any more. Use it
@@ -355,6 +359,10 @@ impl Grant {
         self.check_deadline();
         if let Some(Ended::Lost(reason)) = self.state().ended {
             return Err(self.lost_error(reason));
+        }
+        if let Some(ttl) = ttl.filter(|_| self.ttl().is_none()) {
+            // Giving a permanent lease an end: should the reply be lost, it may have one already.
+            self.renewed(BootInstant::now(), Some(ttl));
         }
         let outcome = self.pool.renew_grants(&[(self, ttl)]).await?;
         match outcome.first() {

@@ -119,17 +119,20 @@ scripts! {
     RENEW = "renew", Safe, Allow, [];
     REVOKE = "revoke", Never, Allow, [SETTLE];
     GC = "gc", Never, Allow, [SETTLE, RECLAIM];
-    CONFIGURE = "configure", Safe, Refuse, [];
-    SET_META = "set_meta", Safe, Allow, [];
-    DESTROY = "destroy", Safe, Allow, [];
+    CONFIGURE = "configure", Never, Refuse, [];
+    SET_META = "set_meta", Never, Allow, [];
+    DESTROY = "destroy", Never, Allow, [];
     BEGIN_SYNC = "begin_sync", Safe, Refuse, [ORIGINS];
     FINISH_SYNC = "finish_sync", Safe, Allow, [ORIGINS];
+    // With a ticket, what comes late is superseded. Without one, it could undo what was done since.
     UPSERT = "upsert", Safe, Refuse, [SETTLE, ORIGINS];
+    UPSERT_ONCE = "upsert", Never, Refuse, [SETTLE, ORIGINS];
     REMOVE = "remove", Safe, Allow, [SETTLE, ORIGINS];
+    REMOVE_ONCE = "remove", Never, Allow, [SETTLE, ORIGINS];
     RESETTLE = "resettle", Safe, Allow, [SETTLE];
     QUARANTINE = "quarantine", Never, Allow, [SETTLE];
     UNQUARANTINE = "unquarantine", Never, Allow, [SETTLE];
-    BIND = "bind", Safe, Refuse, [SETTLE, RECLAIM];
+    BIND = "bind", Never, Refuse, [SETTLE, RECLAIM];
     UNBIND = "unbind", Never, Allow, [SETTLE, RECLAIM];
     HOLD = "hold", Safe, Allow, [SETTLE];
     BINDING = "binding", Safe, Read, [];

@@ -314,6 +314,33 @@ impl Pool {
         Ok(results)
     }
 
+    /// Gives back leases of this pool, 200 in one round trip. One result for each, in order: [`Error::NotOwner`] for one
+    /// that was not held any more.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a lease of another pool. When a call fails as a whole, its leases may still be held;
+    /// like dropped ones they are freed in the background as soon as Redis can be told.
+    pub async fn free_all(&self, leases: impl IntoIterator<Item = Lease>) -> Result<Vec<Result<()>>> {
+        let leases: Vec<Lease> = leases.into_iter().collect();
+        if let Some(stranger) = leases.iter().find(|lease| lease.pool() != self.name()) {
+            return Err(Error::Invalid {
+                what: "pool of a lease",
+                found: stranger.pool().to_string(),
+                allowed: self.name().to_string(),
+            });
+        }
+        let mut results = Vec::with_capacity(leases.len());
+        let mut leases = leases.into_iter();
+        while leases.len() > 0 {
+            let batch: Vec<Lease> = leases.by_ref().take(BATCH).collect();
+            let named: Vec<_> =
+                batch.iter().map(|lease| (lease.key().clone(), lease.grant().token_text())).collect();
+            let freed = self.free_grants(&named).await?;
+            results.extend(batch.into_iter().zip(freed).map(|(lease, held)| lease.freed(held)));
+        }
+        Ok(results)
+    }
+
     /// Ends a lease whoever holds it: an operator's tool. Whether there was one.
     ///
     /// The holder hears of it at its next renewal; until then it goes on using the resource.

@@ -118,6 +118,7 @@ impl Pool {
     ) -> Result<(u64, u64)> {
         let name = origin.to_string();
         let name = name.as_str();
+        let script = if ticket.is_empty() { &script::UPSERT_ONCE } else { &script::UPSERT };
         stream::iter(items.chunks(BATCH))
             .map(|chunk| async move {
                 let mut args = Args::with_capacity(2 + 4 * chunk.len());
@@ -125,7 +126,7 @@ impl Pool {
                 for (key, item) in chunk {
                     args.extend([text(key.as_str()), text(&item.priority), text(&item.position), text(&item.facts)]);
                 }
-                let mut reply = self.send(&script::UPSERT, &args, false).await?;
+                let mut reply = self.send(script, &args, false).await?;
                 self.read_chunk(&mut reply, name)?;
                 Ok((reply.count()?, reply.count()?))
             })
@@ -142,12 +143,13 @@ impl Pool {
         removal: Removal,
         keys: &[ResourceKey],
     ) -> Result<Removed> {
+        let script = if ticket.is_empty() { &script::REMOVE_ONCE } else { &script::REMOVE };
         stream::iter(keys.chunks(BATCH))
             .map(|chunk| async move {
                 let revoke = if removal == Removal::Revoke { "1" } else { "0" };
                 let mut args: Args<'_> = vec![text(origin), text(ticket), text(revoke)];
                 args.extend(chunk.iter().map(|key| text(key.as_str())));
-                let mut reply = self.send(&script::REMOVE, &args, false).await?;
+                let mut reply = self.send(script, &args, false).await?;
                 self.read_chunk(&mut reply, origin)?;
                 Ok(Removed { left: reply.count()?, draining: reply.count()?, revoked: reply.count()? })
             })

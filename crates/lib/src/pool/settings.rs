@@ -429,7 +429,7 @@ impl Pool {
                 self.call(&script::REVOKE, &args).await?;
             }
         }
-        let mut reply = self.call(&script::DESTROY, &[]).await?;
+        let mut reply = self.call(&script::DESTROY, &[text(incarnation.as_str())]).await?;
         let (leases_left, items_left) = (reply.count()?, reply.count()?);
         let deleted = leases_left == 0 && items_left == 0;
         if deleted {

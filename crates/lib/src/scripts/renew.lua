@@ -36,7 +36,11 @@ for i, resource in ipairs(named) do
     results[i] = 1
     if forgotten then adopted[resource] = record end
     if new_longest ~= -1 and (ttl == -1 or ttl > new_longest) then new_longest = ttl end
-    leases[#leases + 1] = ttl == -1 and '+inf' or format('%.0f', NOW + ttl)
+    -- A renewal that was overtaken by a later one must not cut that short: its holder relies on it. Only a permanent
+    -- lease can be given an end.
+    local expiry, current = NOW + ttl, tonumber(expiries[i] or 0)
+    if current > expiry and current < math.huge then expiry = current end
+    leases[#leases + 1] = ttl == -1 and '+inf' or format('%.0f', expiry)
     leases[#leases + 1] = resource
   end
 end
