@@ -175,7 +175,10 @@ impl Call<'_> {
         let reach = async {
             let link = match detour.take() {
                 Some(link) => link,
-                None => router.route(self.key).await?,
+                // Doubted below, so that the next attempt may know more.
+                None => router
+                    .route(self.key)
+                    .ok_or_else(|| Trouble::passing("no server of the Cluster owns the key's slot".to_owned()))?,
             };
             let wire = link.wire().await?;
             Ok::<_, Trouble>((link, wire))

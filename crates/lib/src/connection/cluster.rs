@@ -62,16 +62,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The owner of the key's slot; any server when there is no key.
-    pub(super) async fn route(&self, key: Option<&[u8]>) -> Result<Arc<Link>, Trouble> {
-        if let Some(link) = self.known(key) {
-            return Ok(link);
-        }
-        self.refresh().await?;
-        self.known(key).ok_or_else(|| Trouble::passing("no server of the Cluster owns the key's slot".to_owned()))
-    }
-
-    /// The same, as far as it is known without asking.
+    /// The owner of the key's slot, as far as is known; any server when there is no key.
     pub(super) fn known(&self, key: Option<&[u8]>) -> Option<Arc<Link>> {
         let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
         match key {

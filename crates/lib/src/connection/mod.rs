@@ -203,19 +203,16 @@ impl Connection {
 impl Router {
     /// The server that owns `key` and the connection to it, if both are at hand.
     fn at_hand(&self, key: Option<&[u8]>) -> Option<(Arc<Link>, Wire)> {
-        let link = match self {
-            Self::One(link) => Arc::clone(link),
-            Self::Cluster(cluster) => cluster.known(key)?,
-        };
+        let link = self.route(key)?;
         let wire = link.current()?;
         Some((link, wire))
     }
 
     /// The server that owns `key`, as far as is known.
-    async fn route(&self, key: Option<&[u8]>) -> Result<Arc<Link>, Trouble> {
+    fn route(&self, key: Option<&[u8]>) -> Option<Arc<Link>> {
         match self {
-            Self::One(link) => Ok(Arc::clone(link)),
-            Self::Cluster(cluster) => cluster.route(key).await,
+            Self::One(link) => Some(Arc::clone(link)),
+            Self::Cluster(cluster) => cluster.known(key),
         }
     }
 

@@ -117,22 +117,24 @@ impl Pool {
         items: &[(&ResourceKey, Encoded)],
     ) -> Result<(u64, u64)> {
         let name = origin.to_string();
-        let name = name.as_str();
-        let script = if ticket.is_empty() { &script::UPSERT_ONCE } else { &script::UPSERT };
-        stream::iter(items.chunks(BATCH))
-            .map(|chunk| async move {
-                let mut args = Args::with_capacity(2 + 4 * chunk.len());
-                args.extend([text(name), text(ticket)]);
-                for (key, item) in chunk {
-                    args.extend([text(key.as_str()), text(&item.priority), text(&item.position), text(&item.facts)]);
-                }
-                let mut reply = self.send(script, &args, false).await?;
-                self.read_chunk(&mut reply, name)?;
-                Ok((reply.count()?, reply.count()?))
-            })
+        // Made at once, started few at a time: with a stream of borrowing closures, a caller's future is not `Send`.
+        let chunks: Vec<_> = items.chunks(BATCH).map(|chunk| self.upsert_chunk(&name, ticket, chunk)).collect();
+        stream::iter(chunks)
             .buffered(CHUNKS_AT_ONCE)
             .try_fold((0, 0), |sum, chunk| async move { Ok((sum.0 + chunk.0, sum.1 + chunk.1)) })
             .await
+    }
+
+    async fn upsert_chunk(&self, origin: &str, ticket: &str, chunk: &[(&ResourceKey, Encoded)]) -> Result<(u64, u64)> {
+        let script = if ticket.is_empty() { &script::UPSERT_ONCE } else { &script::UPSERT };
+        let mut args = Args::with_capacity(2 + 4 * chunk.len());
+        args.extend([text(origin), text(ticket)]);
+        for (key, item) in chunk {
+            args.extend([text(key.as_str()), text(&item.priority), text(&item.position), text(&item.facts)]);
+        }
+        let mut reply = self.send(script, &args, false).await?;
+        self.read_chunk(&mut reply, origin)?;
+        Ok((reply.count()?, reply.count()?))
     }
 
     /// Lets an origin (or every one: an empty text) let go of items.
@@ -143,16 +145,9 @@ impl Pool {
         removal: Removal,
         keys: &[ResourceKey],
     ) -> Result<Removed> {
-        let script = if ticket.is_empty() { &script::REMOVE_ONCE } else { &script::REMOVE };
-        stream::iter(keys.chunks(BATCH))
-            .map(|chunk| async move {
-                let revoke = if removal == Removal::Revoke { "1" } else { "0" };
-                let mut args: Args<'_> = vec![text(origin), text(ticket), text(revoke)];
-                args.extend(chunk.iter().map(|key| text(key.as_str())));
-                let mut reply = self.send(script, &args, false).await?;
-                self.read_chunk(&mut reply, origin)?;
-                Ok(Removed { left: reply.count()?, draining: reply.count()?, revoked: reply.count()? })
-            })
+        let chunks: Vec<_> =
+            keys.chunks(BATCH).map(|chunk| self.remove_chunk(origin, ticket, removal, chunk)).collect();
+        stream::iter(chunks)
             .buffered(CHUNKS_AT_ONCE)
             .try_fold(Removed::default(), |sum, chunk| async move {
                 Ok(Removed {
@@ -162,6 +157,22 @@ impl Pool {
                 })
             })
             .await
+    }
+
+    async fn remove_chunk(
+        &self,
+        origin: &str,
+        ticket: &str,
+        removal: Removal,
+        chunk: &[ResourceKey],
+    ) -> Result<Removed> {
+        let script = if ticket.is_empty() { &script::REMOVE_ONCE } else { &script::REMOVE };
+        let revoke = if removal == Removal::Revoke { "1" } else { "0" };
+        let mut args: Args<'_> = vec![text(origin), text(ticket), text(revoke)];
+        args.extend(chunk.iter().map(|key| text(key.as_str())));
+        let mut reply = self.send(script, &args, false).await?;
+        self.read_chunk(&mut reply, origin)?;
+        Ok(Removed { left: reply.count()?, draining: reply.count()?, revoked: reply.count()? })
     }
 
     pub(super) async fn remove_everywhere(&self, keys: &[ResourceKey], removal: Removal) -> Result<Removed> {
