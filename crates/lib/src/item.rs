@@ -17,6 +17,19 @@ const MAX_POSITION: u64 = 9_999_999_999;
 /// Most bytes that one item's labels and params may take, as JSON.
 const MAX_FACTS_BYTES: usize = 64 * 1024;
 
+/// Deepest nesting of a parameter: what is deeper can't be read back.
+const MAX_DEPTH: usize = 64;
+
+/// Whether a value has at most so many levels.
+fn is_shallow(value: &Value, levels: usize) -> bool {
+    match (value, levels.checked_sub(1)) {
+        (Value::Array(_) | Value::Object(_), None) => false,
+        (Value::Array(list), Some(left)) => list.iter().all(|value| is_shallow(value, left)),
+        (Value::Object(map), Some(left)) => map.values().all(|value| is_shallow(value, left)),
+        _ => true,
+    }
+}
+
 /// One resource as it is declared.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
@@ -80,6 +93,13 @@ impl Item {
                 what: "position",
                 found: format!("{:?} of {}", self.position, self.key),
                 allowed: format!("0 to {MAX_POSITION}"),
+            });
+        }
+        if self.params.values().any(|value| !is_shallow(value, MAX_DEPTH)) {
+            return Err(Error::Invalid {
+                what: "params",
+                found: format!("more than {MAX_DEPTH} levels in {}", self.key),
+                allowed: format!("lists and objects nested at most {MAX_DEPTH} levels deep"),
             });
         }
         let facts = FactsRef { labels: &self.labels, params: &self.params }.encode()?;
@@ -215,5 +235,8 @@ mod tests {
         assert!(Item::new(key("a")).priority(1001).encode().is_err());
         assert!(Item::new(key("a")).position(10_000_000_000).encode().is_err());
         assert!(Item::new(key("a")).param("x", "y".repeat(70_000)).encode().is_err());
+        let nested = |levels| (0..levels).fold(Value::Null, |inner, _| Value::Array(vec![inner]));
+        assert!(Item::new(key("a")).param("x", nested(64)).encode().is_ok());
+        assert!(Item::new(key("a")).param("x", nested(65)).encode().is_err());
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::{
     lease::Grant,
     names::PoolName,
-    pool::{BATCH, Pool},
+    pool::{BATCH, Pool, Renewal},
     time::BootInstant,
 };
 
@@ -26,6 +26,15 @@ const PERMANENT_LOOK: Duration = Duration::from_secs(10);
 struct Entry {
     at: BootInstant,
     grant: Weak<Grant>,
+}
+
+impl Entry {
+    /// Whether its grant may as well be renewed now, or is gone.
+    fn is_soon(&self, now: BootInstant) -> bool {
+        self.grant.upgrade().is_none_or(|grant| {
+            grant.renewing.load(Ordering::Acquire) && grant.ttl().is_some_and(|ttl| self.at <= now + ttl / 20)
+        })
+    }
 }
 
 impl PartialEq for Entry {
@@ -52,6 +61,29 @@ impl Ord for Entry {
 struct Queue {
     entries: BinaryHeap<Reverse<Entry>>,
     running: bool,
+    /// Size at which entries of grants that are gone are thrown out: they keep the grants' memory until then.
+    compact_at: usize,
+}
+
+impl Queue {
+    /// Has a grant looked at then, and not at the time that was set before.
+    fn look(&mut self, grant: &Arc<Grant>, at: BootInstant) {
+        grant.set_look(Some(at));
+        if self.entries.len() >= self.compact_at {
+            self.entries
+                .retain(|Reverse(entry)| entry.grant.upgrade().is_some_and(|grant| grant.look() == Some(entry.at)));
+            self.compact_at = (2 * self.entries.len()).max(1024);
+        }
+        self.entries.push(Reverse(Entry { at, grant: Arc::downgrade(grant) }));
+    }
+
+    /// The next entry's grant; `None` if it is gone, or is to be looked at another time.
+    fn pop(&mut self) -> Option<Arc<Grant>> {
+        let Reverse(entry) = self.entries.pop()?;
+        let grant = entry.grant.upgrade().filter(|grant| grant.look() == Some(entry.at) && !grant.has_ended())?;
+        grant.set_look(None);
+        Some(grant)
+    }
 }
 
 #[derive(Default)]
@@ -67,19 +99,15 @@ pub(crate) struct KeepAlive {
 }
 
 impl KeepAlive {
-    /// Looks after a grant from now on. Asked a second time, it looks at once.
+    /// Looks after a grant from now on. Called again whenever there may be reason to look at it sooner.
     pub(crate) fn watch(&self, grant: &Arc<Grant>) {
-        let first = !grant.watched.swap(true, Ordering::AcqRel);
-        if !first && !grant.renewing.load(Ordering::Acquire) {
+        grant.watched.store(true, Ordering::Release);
+        let at = next_look(grant);
+        let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if grant.look().is_some_and(|set| set <= at) {
             return;
         }
-        let at = if first { next_look(grant) } else { BootInstant::now() };
-        let mut queue = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if !first {
-            // It was watched for its deadline alone until now: look anew.
-            queue.entries.retain(|Reverse(entry)| !std::ptr::eq(entry.grant.as_ptr(), Arc::as_ptr(grant)));
-        }
-        queue.entries.push(Reverse(Entry { at, grant: Arc::downgrade(grant) }));
+        queue.look(grant, at);
         if queue.running {
             drop(queue);
             self.shared.earlier.notify_one();
@@ -99,25 +127,12 @@ impl Shared {
                 let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
                 let now = BootInstant::now();
                 let mut due = Vec::new();
-                while let Some(Reverse(entry)) = queue.entries.peek() {
-                    if entry.at > now {
-                        break;
-                    }
-                    let Some(Reverse(entry)) = queue.entries.pop() else { break };
-                    due.extend(entry.grant.upgrade().filter(|grant| !grant.has_ended()));
+                while queue.entries.peek().is_some_and(|Reverse(entry)| entry.at <= now) {
+                    due.extend(queue.pop());
                 }
                 // The nearest that are almost due come along, each saving a round trip of its own.
-                while let Some(Reverse(entry)) = queue.entries.peek() {
-                    let Some(grant) = entry.grant.upgrade() else {
-                        queue.entries.pop();
-                        continue;
-                    };
-                    let soon = grant.ttl().is_some_and(|ttl| entry.at <= now + ttl / 20);
-                    if due.is_empty() || !soon || !grant.renewing.load(Ordering::Acquire) {
-                        break;
-                    }
-                    queue.entries.pop();
-                    due.push(grant);
+                while !due.is_empty() && queue.entries.peek().is_some_and(|Reverse(entry)| entry.is_soon(now)) {
+                    due.extend(queue.pop());
                 }
                 if due.is_empty() && queue.entries.is_empty() {
                     queue.running = false;
@@ -157,7 +172,7 @@ impl Shared {
                     .push(Arc::clone(&grant));
             }
             if renewing || grant.deadline().is_some() {
-                queue.entries.push(Reverse(Entry { at, grant: Arc::downgrade(&grant) }));
+                queue.look(&grant, at);
             }
         }
         drop(queue);
@@ -165,8 +180,19 @@ impl Shared {
             tokio::spawn(async move {
                 for batch in grants.chunks(BATCH) {
                     let asked: Vec<_> = batch.iter().map(|grant| (grant, grant.ttl())).collect();
-                    if let Err(error) = pool.renew_grants(&asked).await {
-                        tracing::warn!(pool = %pool.name(), leases = batch.len(), %error, "leases were not renewed");
+                    match pool.renew_grants(&asked).await {
+                        Err(error) => {
+                            tracing::warn!(pool = %pool.name(), leases = batch.len(), %error, "leases were not renewed");
+                        }
+                        Ok(renewals) => {
+                            let refused = renewals.iter().find_map(|renewal| match renewal {
+                                Renewal::Refused(maximum) => Some(maximum),
+                                _ => None,
+                            });
+                            if let Some(maximum) = refused {
+                                tracing::warn!(pool = %pool.name(), ?maximum, "leases are longer than the pool now allows");
+                            }
+                        }
                     }
                 }
             });

@@ -64,17 +64,23 @@ pub(crate) struct Grant {
     facts: Facts,
     state: Mutex<State>,
     lost: CancellationToken,
-    /// Whether the timer looks after it already: to renew it, or only to tell when its time is over.
+    /// Whether the timer looks after it: to renew it, or only to tell when its time is over.
     pub(crate) watched: AtomicBool,
+    /// When the timer looks at it next.
+    look: Mutex<Option<BootInstant>>,
     pub(crate) renewing: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct State {
+    /// When the renewal that counts was sent.
+    renewed: Option<BootInstant>,
     /// `None`: permanent.
     ttl: Option<Duration>,
     deadline: Option<BootInstant>,
     ended: Option<Ended>,
+    /// Whether Redis was ever asked to make it permanent, answered or not: its time then never ends it.
+    may_be_permanent: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -111,9 +117,16 @@ impl Lease {
             owner,
             binding,
             facts,
-            state: Mutex::new(State { ttl: Some(ttl), deadline: Some(deadline), ended: None }),
+            state: Mutex::new(State {
+                renewed: None,
+                ttl: Some(ttl),
+                deadline: Some(deadline),
+                ended: None,
+                may_be_permanent: false,
+            }),
             lost: CancellationToken::new(),
             watched: AtomicBool::new(false),
+            look: Mutex::new(None),
             renewing: AtomicBool::new(false),
         };
         Self { grant: Arc::new(grant), keep: false }
@@ -240,16 +253,16 @@ impl Lease {
     /// Nothing is changed then. [`Error::Unavailable`], [`Error::OutcomeUnknown`]: it may still be held; dropping goes
     /// on trying in the background.
     pub async fn free(self) -> Result<()> {
-        match self.grant.pool.free_grants(&[(self.grant.key.clone(), self.grant.token_text())]).await {
-            Ok(freed) => self.freed(freed.first() == Some(&true)),
-            Err(error) => Err(error),
-        }
+        let freed = self.grant.pool.free_grant(self.grant.to_be_freed()).await?;
+        self.freed(freed)
     }
 
-    /// Redis was told to free it, and said whether it had been held.
-    pub(crate) fn freed(self, held: bool) -> Result<()> {
-        self.grant.end(Ended::Freed);
-        if held { Ok(()) } else { Err(self.grant.not_owner()) }
+    /// Redis was told to free it, and this came of it. When that is not known, dropping goes on trying.
+    pub(crate) fn freed(self, freed: Result<()>) -> Result<()> {
+        if !matches!(freed, Err(Error::OutcomeUnknown { .. })) {
+            self.grant.end(Ended::Freed);
+        }
+        freed
     }
 
     /// Lets go of the lease without freeing it: it stays in force until it expires, and is not renewed any more. Use it
@@ -265,7 +278,12 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.keep || self.grant.state().ended.is_some() {
+        let over = match self.grant.state().ended {
+            // Its time is over here. Redis may know of a renewal whose reply came too late, or never.
+            Some(Ended::Lost(LostReason::Expired)) | None => false,
+            Some(_) => true,
+        };
+        if self.keep || over {
             return;
         }
         self.grant.end(Ended::Freed);
@@ -299,6 +317,14 @@ impl Grant {
         self.state().ttl
     }
 
+    pub(crate) fn look(&self) -> Option<BootInstant> {
+        *self.look.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_look(&self, at: Option<BootInstant>) {
+        *self.look.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
     /// Whether it is over, by being freed or lost.
     pub(crate) fn has_ended(&self) -> bool {
         self.state().ended.is_some()
@@ -310,6 +336,11 @@ impl Grant {
 
     pub(crate) fn token_text(&self) -> String {
         format!("{:016}", self.token)
+    }
+
+    /// As [`Pool::free_grants`] takes it.
+    pub(crate) fn to_be_freed(&self) -> (ResourceKey, String, Option<BootInstant>) {
+        (self.key.clone(), self.token_text(), self.deadline())
     }
 
     pub(crate) fn ttl_arg(ttl: Option<Duration>) -> Result<i64> {
@@ -340,19 +371,33 @@ impl Grant {
         }
     }
 
-    /// A renewal, asked for before `sent`, was granted.
-    pub(crate) fn renewed(&self, sent: BootInstant, ttl: Option<Duration>) {
+    /// A renewal is about to be asked for.
+    pub(crate) fn renewing_for(&self, ttl: Option<Duration>) {
+        self.state().may_be_permanent |= ttl.is_none();
+    }
+
+    /// A renewal, asked for before `sent`, was granted. Whether that was heard in time: what is lost stays lost.
+    pub(crate) fn renewed(self: &Arc<Self>, sent: BootInstant, ttl: Option<Duration>) -> bool {
         let mut state = self.state();
-        state.ttl = ttl;
-        state.deadline = ttl.map(|ttl| sent + ttl);
+        if state.ended.is_some() {
+            return false;
+        }
+        // The replies of two renewals may be heard in any order; the later request is the one that counts.
+        if state.renewed.is_none_or(|latest| latest <= sent) {
+            state.renewed = Some(sent);
+            state.ttl = ttl;
+            state.deadline = ttl.map(|ttl| sent + ttl);
+        }
+        drop(state);
+        if self.watched.load(Ordering::Acquire) {
+            // The deadline may be nearer now than the timer knows.
+            self.pool.client().inner.keep_alive.watch(self);
+        }
+        true
     }
 
     fn lost_error(&self, reason: LostReason) -> Error {
         Error::Lost { pool: self.pool.name().clone(), resource: self.key.clone(), reason }
-    }
-
-    fn not_owner(&self) -> Error {
-        Error::NotOwner { pool: self.pool.name().clone(), resource: self.key.clone() }
     }
 
     pub(crate) async fn renew(self: &Arc<Self>, ttl: Option<Duration>) -> Result<()> {
@@ -360,18 +405,25 @@ impl Grant {
         if let Some(Ended::Lost(reason)) = self.state().ended {
             return Err(self.lost_error(reason));
         }
-        if let Some(ttl) = ttl.filter(|_| self.ttl().is_none()) {
+        let ending = ttl.filter(|_| self.ttl().is_none());
+        if ending.is_some() {
             // Giving a permanent lease an end: should the reply be lost, it may have one already.
-            self.renewed(BootInstant::now(), Some(ttl));
+            self.renewed(BootInstant::now(), ending);
         }
         let outcome = self.pool.renew_grants(&[(self, ttl)]).await?;
         match outcome.first() {
             Some(Renewal::Extended) => Ok(()),
-            Some(Renewal::Refused(maximum)) => Err(Error::TtlRefused {
-                pool: self.pool.name().clone(),
-                found: ttl.map_or_else(|| "unlimited time".to_owned(), |ttl| format!("{ttl:?}")),
-                allowed: format!("at most {maximum:?}"),
-            }),
+            Some(Renewal::Refused(maximum)) => {
+                if ending.is_some() {
+                    // It stays what it was.
+                    self.renewed(BootInstant::now(), None);
+                }
+                Err(Error::TtlRefused {
+                    pool: self.pool.name().clone(),
+                    found: ttl.map_or_else(|| "unlimited time".to_owned(), |ttl| format!("{ttl:?}")),
+                    allowed: format!("at most {maximum:?}"),
+                })
+            }
             Some(Renewal::Lost(reason)) => Err(self.lost_error(*reason)),
             None => Err(self.lost_error(LostReason::Ended)),
         }
@@ -385,17 +437,21 @@ impl Grant {
             .without_max_times()
             .with_jitter()
             .build();
-        let named = [(self.key.clone(), self.token_text())];
+        let named = [self.to_be_freed()];
         loop {
             match self.pool.free_grants(&named).await {
                 Err(error) if error.is_transient() => {}
+                // Out of permission or order, which an operator may mend while the lease could be in force.
+                Err(error @ Error::Server { .. }) => {
+                    tracing::warn!(pool = %self.pool.name(), resource = %self.key, %error, "a dropped lease was not freed yet");
+                }
                 Err(error) => {
                     tracing::warn!(pool = %self.pool.name(), resource = %self.key, %error, "a dropped lease was not freed");
                     return;
                 }
                 Ok(_) => return,
             }
-            if self.deadline().is_some_and(BootInstant::is_past) {
+            if !self.state().may_be_permanent && self.deadline().is_some_and(BootInstant::is_past) {
                 return;
             }
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(5))).await;

@@ -29,6 +29,7 @@
 //! the head of its file in `scripts`.
 
 mod client;
+mod combine;
 mod connection;
 mod error;
 mod item;
@@ -43,6 +44,7 @@ mod script;
 #[doc(hidden)]
 pub mod test_clock;
 mod time;
+mod to_the_end;
 
 pub use crate::{
     client::{Client, ClientBuilder, ServerInfo},

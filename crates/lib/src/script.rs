@@ -88,6 +88,7 @@ impl Scripted {
 }
 
 const PRELUDE: &str = include_str!("scripts/shared/prelude.lua");
+const GRANT: &str = include_str!("scripts/shared/grant.lua");
 const SETTLE: &str = include_str!("scripts/shared/settle.lua");
 const RECLAIM: &str = include_str!("scripts/shared/reclaim.lua");
 const ORIGINS: &str = include_str!("scripts/shared/origins.lua");
@@ -114,7 +115,7 @@ macro_rules! scripts {
 }
 
 scripts! {
-    MALLOC = "malloc", Never, Refuse, [SETTLE, RECLAIM];
+    MALLOC = "malloc", Never, Refuse, [GRANT, SETTLE, RECLAIM];
     FREE = "free", Never, Allow, [SETTLE];
     RENEW = "renew", Safe, Allow, [];
     REVOKE = "revoke", Never, Allow, [SETTLE];

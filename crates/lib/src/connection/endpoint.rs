@@ -97,15 +97,26 @@ impl<'a> Parts<'a> {
     }
 
     fn description(&self) -> String {
+        if self.is_login_unclear(self.path) {
+            return format!("{}://…", self.scheme);
+        }
         format!("{}://{}{}", self.scheme, self.hosts, self.path)
     }
 
+    /// Whether what follows the hosts has an `@`: with a `/`, `?` or `#` in a password that was not escaped, what looks
+    /// like the hosts is the password's beginning.
+    fn is_login_unclear(&self, behind: &str) -> bool {
+        !(self.login.is_empty() && self.hosts.is_empty()) && behind.contains('@')
+    }
+
     fn invalid(&self, why: &str) -> Error {
-        Error::Invalid {
-            what: "Redis URL",
-            found: format!("{} ({why})", self.description()),
-            allowed: ALLOWED.to_owned(),
-        }
+        let found = if self.is_login_unclear(self.path) || self.is_login_unclear(self.query) {
+            // Not even the reason: it may cite a part of the password.
+            format!("{}://… (it can't be parsed; in a password / is written %2F, ? %3F and # %23)", self.scheme)
+        } else {
+            format!("{} ({why})", self.description())
+        };
+        Error::Invalid { what: "Redis URL", found, allowed: ALLOWED.to_owned() }
     }
 
     fn hosts(&self) -> impl Iterator<Item = &'a str> + use<'a> {
@@ -266,6 +277,12 @@ mod tests {
             "redis://ann:secret@host#secret",
             "rediss://ann:secret@host/#insecure",
             "redis://ann:secret@0.0.0.0",
+            "redis://:secret#pw@host",
+            "redis://:secret/pw@host",
+            "redis://ann:12?secret@host",
+            "redis://ann:12/secret@host",
+            "redis://a@secret?b@host",
+            "redis+cluster://:secret#pw@a:1,b:2",
             "unix://ann:secret@host/path?pass=secret",
             "unix:///path?pass=secret&db=x",
             "redis+cluster://ann:secret@",

@@ -11,7 +11,7 @@ pub(super) enum Refusal {
     Ask(Address),
     /// The server does not have the script (any more).
     NoScript,
-    /// It will pass: the server loads its data, runs a long script, moves the slot, or lacks peers.
+    /// It will pass: the server loads its data, runs a long script, moves the slot, lacks peers, or can't save.
     Wait,
     /// The server is a replica now, the master is elsewhere.
     Demoted,
@@ -38,7 +38,7 @@ impl Refusal {
             "MOVED" => redirection().map_or(Self::Final, Self::Moved),
             "ASK" => redirection().map_or(Self::Final, Self::Ask),
             "NOSCRIPT" => Self::NoScript,
-            "TRYAGAIN" | "LOADING" | "CLUSTERDOWN" | "MASTERDOWN" | "BUSY" | "NOREPLICAS" => Self::Wait,
+            "TRYAGAIN" | "LOADING" | "CLUSTERDOWN" | "MASTERDOWN" | "BUSY" | "NOREPLICAS" | "MISCONF" => Self::Wait,
             "READONLY" => Self::Demoted,
             _ => Self::Final,
         }
@@ -92,6 +92,7 @@ mod tests {
             ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", Refusal::Wait),
             ("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", Refusal::Wait),
             ("NOREPLICAS Not enough good replicas to write.", Refusal::Wait),
+            ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist", Refusal::Wait),
             ("READONLY You can't write against a read only replica. script: ab, on @user_script:1.", Refusal::Demoted),
             ("OOM command not allowed when used memory > 'maxmemory'.", Refusal::Final),
             ("NOPERM this user has no permissions to run the 'evalsha' command", Refusal::Final),

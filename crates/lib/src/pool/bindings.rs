@@ -26,7 +26,8 @@ pub enum BindPolicy {
 /// What a binding is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BindOptions {
-    /// How long it lasts. Default: until it is removed.
+    /// How long it lasts. Default: until it is removed; but one that is neither required nor declared gets the pool's
+    /// own time at the next grant under its name.
     pub ttl: Option<Duration>,
     /// Default `Preferred`.
     pub policy: BindPolicy,

@@ -2,16 +2,17 @@
 
 use std::{
     future::{Future, IntoFuture},
+    iter,
     pin::Pin,
     sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use serde::Serialize;
-use tokio::sync::oneshot;
 
 use super::{Args, BATCH, Pool, keys_of, owned, text};
 use crate::{
+    combine::Combiner,
     error::{Error, LostReason, Result},
     item::Record,
     lease::{Grant, Granted, Lease},
@@ -19,6 +20,7 @@ use crate::{
     reply::Reply,
     script,
     time::{BootInstant, Timestamp, Ttl},
+    to_the_end::ToTheEnd,
 };
 
 /// How much longer than a call's own limit its caller waits for it to say why it failed.
@@ -34,8 +36,8 @@ struct Holder<'a> {
 
 /// A request for a lease, made by [`Pool::malloc`]. Await it for `Option<Lease>`: `None` when nothing is free.
 ///
-/// The request is sent by a task of its own: if this future is dropped, or gives up waiting, a lease that still comes
-/// in is freed at once.
+/// A request that was sent is carried to its end: if this future is dropped, or gives up waiting, a task of the library
+/// goes on in its place, and a lease that still comes in is freed at once.
 #[must_use = "a request does nothing until it is awaited"]
 #[derive(Debug, Clone)]
 pub struct Malloc {
@@ -96,12 +98,10 @@ impl Malloc {
         let calls = if self.ttl == Ttl::Permanent { 2 } else { 1 };
         let timeout = client.inner.timeout * calls + LATE;
         let ask = self.ask(n)?;
-        let (reply, answer) = oneshot::channel();
-        // The task owns the reply. When nobody awaits it any more, the leases it brings are dropped, which frees them.
-        client.inner.runtime.spawn(async move { reply.send(ask.grant().await).ok() });
-        match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(leases)) => leases,
-            Ok(Err(_)) => Err(Error::Unavailable { message: "the runtime is shutting down".to_owned(), source: None }),
+        // The reply always finds someone. When nobody awaits it any more, the leases it brings are dropped, which frees them.
+        let grant = ToTheEnd::new(client.inner.runtime.clone(), ask.grant());
+        match tokio::time::timeout(timeout, grant).await {
+            Ok(leases) => leases,
             Err(_) => Err(Error::OutcomeUnknown {
                 operation: "malloc",
                 subject: self.pool.name().to_string(),
@@ -124,7 +124,7 @@ impl Malloc {
             ttl_arg: self.ttl.to_arg()?,
             binding,
             owner,
-            holder,
+            holder: holder.into(),
             n,
             keep_alive: self.keep_alive,
         })
@@ -147,21 +147,64 @@ struct Ask {
     ttl_arg: i64,
     binding: Option<BindingName>,
     owner: String,
-    holder: String,
+    holder: Arc<str>,
     n: usize,
     keep_alive: bool,
 }
 
+/// What one grant is asked with, as the script takes it.
+#[derive(Clone)]
+struct Request {
+    ttl: i64,
+    binding: Option<BindingName>,
+    holder: Arc<str>,
+}
+
+/// What the script said to one request.
+struct Answer {
+    sent: BootInstant,
+    incarnation: Arc<str>,
+    now: u64,
+    /// `None`: nothing is free.
+    grant: Option<Reply>,
+}
+
+/// A grant to be freed: resource, token (empty: none) and deadline (`None`: permanent).
+pub(crate) type ToBeFreed = (ResourceKey, String, Option<BootInstant>);
+
+/// Where callers meet that ask one pool at the same moment: their calls become one.
+#[derive(Default)]
+pub(super) struct Together {
+    mallocs: Combiner<Request, Result<Answer>>,
+    frees: Combiner<ToBeFreed, Result<Result<()>>>,
+}
+
+/// A failure that all who asked together share.
+fn shared<A>(count: usize, outcome: Result<Vec<A>>) -> Vec<Result<A>> {
+    match outcome {
+        Ok(answers) => answers.into_iter().map(Ok).collect(),
+        Err(error) => vec![error; count].into_iter().map(Err).collect(),
+    }
+}
+
+fn shutting_down() -> Error {
+    Error::Unavailable { message: "the runtime is shutting down".to_owned(), source: None }
+}
+
 impl Ask {
     async fn grant(self) -> Result<Vec<Lease>> {
-        let sent = BootInstant::now();
-        let mut args = Args::with_capacity(3 * self.n);
-        for i in 0..self.n {
-            let binding = self.binding.as_ref().filter(|_| i == 0).map_or("", BindingName::as_str);
-            args.extend([owned(self.ttl_arg), text(binding), text(&self.holder)]);
+        let first = Request { ttl: self.ttl_arg, binding: self.binding.clone(), holder: Arc::clone(&self.holder) };
+        let answers = if self.n == 1 && self.binding.is_none() {
+            vec![self.ask_with_others(first).await?]
+        } else {
+            let rest = Request { binding: None, ..first.clone() };
+            let requests: Vec<_> = iter::once(first).chain(iter::repeat_n(rest, self.n - 1)).collect();
+            self.pool.ask_for(&requests).await?
+        };
+        let mut leases = Vec::with_capacity(answers.len());
+        for answer in answers {
+            leases.extend(self.read(answer)?);
         }
-        let reply = self.pool.send(&script::MALLOC, &args, true).await?;
-        let leases = self.read(self.pool.read(reply)?, sent)?;
         if self.ttl == Ttl::Permanent {
             self.confirm(&leases).await?;
         }
@@ -171,39 +214,45 @@ impl Ask {
         Ok(leases)
     }
 
-    fn read(&self, mut reply: Reply, sent: BootInstant) -> Result<Vec<Lease>> {
-        let mut results = reply.list()?;
-        let incarnation: Arc<str> = reply.text()?.into();
-        let now = reply.count()?;
-        let mut leases = Vec::with_capacity(self.n);
-        for _ in 0..results.len() {
-            let Some(mut result) = results.optional_list()? else { continue };
-            let key = result.text()?;
-            if result.len() == 1 {
-                let maximum = Duration::from_millis(result.count()?);
-                return Err(self.refused(maximum));
-            }
-            let token = result.count()?;
-            let ttl = Duration::from_millis(result.count()?);
-            let record = result.text()?;
-            let facts = Record::parse(&record)
-                .and_then(|record| record.facts())
-                .ok_or_else(|| result.broken(format!("the record of {key} can't be read: {record:?}")))?;
-            leases.push(Lease::new(Granted {
-                pool: self.pool.clone(),
-                key: ResourceKey::new(key)?,
-                record: format!("{token:016}{now:013}{}", self.holder),
-                incarnation: Arc::clone(&incarnation),
-                token,
-                at: Timestamp::from_millis(now),
-                owner: self.owner.clone(),
-                binding: self.binding.clone(),
-                facts,
-                ttl,
-                deadline: sent + ttl,
-            }));
+    /// Names are asked for alone: what is wrong with one of them must be nobody else's trouble.
+    async fn ask_with_others(&self, request: Request) -> Result<Answer> {
+        let pool = self.pool.clone();
+        let serve = move |requests: Vec<Request>| {
+            let pool = pool.clone();
+            async move { shared(requests.len(), pool.ask_for(&requests).await) }
+        };
+        let runtime = &self.pool.client().inner.runtime;
+        let answer = self.pool.inner.together.mallocs.ask(request, BATCH, runtime, serve).await;
+        answer.unwrap_or_else(|| Err(shutting_down()))
+    }
+
+    fn read(&self, answer: Answer) -> Result<Option<Lease>> {
+        let Answer { sent, incarnation, now, grant } = answer;
+        let Some(mut grant) = grant else { return Ok(None) };
+        let key = grant.text()?;
+        if grant.len() == 1 {
+            let maximum = Duration::from_millis(grant.count()?);
+            return Err(self.refused(maximum));
         }
-        Ok(leases)
+        let token = grant.count()?;
+        let ttl = Duration::from_millis(grant.count()?);
+        let record = grant.text()?;
+        let facts = Record::parse(&record)
+            .and_then(|record| record.facts())
+            .ok_or_else(|| grant.broken(format!("the record of {key} can't be read: {record:?}")))?;
+        Ok(Some(Lease::new(Granted {
+            pool: self.pool.clone(),
+            key: ResourceKey::new(key)?,
+            record: format!("{token:016}{now:013}{}", self.holder),
+            incarnation,
+            token,
+            at: Timestamp::from_millis(now),
+            owner: self.owner.clone(),
+            binding: self.binding.clone(),
+            facts,
+            ttl,
+            deadline: sent + ttl,
+        })))
     }
 
     /// Makes claims permanent. On failure they are dropped, which goes on telling Redis until it hears.
@@ -296,19 +345,23 @@ impl Pool {
         for batch in keys.chunks(BATCH) {
             let named: Vec<_> = {
                 let grants = self.client().inner.key_grants.lock().unwrap_or_else(PoisonError::into_inner);
-                let token =
-                    |key: &ResourceKey| grants.get(&(self.name().clone(), key.clone())).map(|grant| grant.0.clone());
-                batch.iter().map(|key| (key.clone(), token(key).unwrap_or_default())).collect()
+                let grant = |key: &ResourceKey| grants.get(&(self.name().clone(), key.clone())).cloned();
+                batch
+                    .iter()
+                    .map(|key| {
+                        let (token, deadline) = grant(key).unwrap_or_default();
+                        (key.clone(), token, deadline)
+                    })
+                    .collect()
             };
             let freed = self.free_grants(&named).await?;
             let mut grants = self.client().inner.key_grants.lock().unwrap_or_else(PoisonError::into_inner);
-            for ((key, token), freed) in named.into_iter().zip(freed) {
+            for ((key, token, _), freed) in named.into_iter().zip(freed) {
                 let name = (self.name().clone(), key);
                 if grants.get(&name).is_some_and(|grant| grant.0 == token) {
                     grants.remove(&name);
                 }
-                let (pool, resource) = name;
-                results.push(if freed { Ok(()) } else { Err(Error::NotOwner { pool, resource }) });
+                results.push(freed);
             }
         }
         Ok(results)
@@ -333,10 +386,9 @@ impl Pool {
         let mut leases = leases.into_iter();
         while leases.len() > 0 {
             let batch: Vec<Lease> = leases.by_ref().take(BATCH).collect();
-            let named: Vec<_> =
-                batch.iter().map(|lease| (lease.key().clone(), lease.grant().token_text())).collect();
+            let named: Vec<_> = batch.iter().map(|lease| lease.grant().to_be_freed()).collect();
             let freed = self.free_grants(&named).await?;
-            results.extend(batch.into_iter().zip(freed).map(|(lease, held)| lease.freed(held)));
+            results.extend(batch.into_iter().zip(freed).map(|(lease, freed)| lease.freed(freed)));
         }
         Ok(results)
     }
@@ -350,21 +402,63 @@ impl Pool {
         Ok(reply.count()? == 1)
     }
 
-    /// Frees grants by resource and token; whether each was held.
-    pub(crate) async fn free_grants(&self, named: &[(ResourceKey, String)]) -> Result<Vec<bool>> {
+    /// Asks for grants in one round trip; one answer for each.
+    async fn ask_for(&self, requests: &[Request]) -> Result<Vec<Answer>> {
+        let sent = BootInstant::now();
+        let mut args = Args::with_capacity(3 * requests.len());
+        for Request { ttl, binding, holder } in requests {
+            args.extend([owned(ttl), text(binding.as_ref().map_or("", BindingName::as_str)), text(holder)]);
+        }
+        let mut reply = self.read(self.send(&script::MALLOC, &args, true).await?)?;
+        let mut grants = reply.list()?;
+        let incarnation: Arc<str> = reply.text()?.into();
+        let now = reply.count()?;
+        requests
+            .iter()
+            .map(|_| Ok(Answer { sent, incarnation: Arc::clone(&incarnation), now, grant: grants.optional_list()? }))
+            .collect()
+    }
+
+    /// Frees one grant, together with those that others free at this moment.
+    pub(crate) async fn free_grant(&self, grant: ToBeFreed) -> Result<Result<()>> {
+        let pool = self.clone();
+        let serve = move |grants: Vec<ToBeFreed>| {
+            let pool = pool.clone();
+            async move { shared(grants.len(), pool.free_grants(&grants).await) }
+        };
+        let freed = self.inner.together.frees.ask(grant, BATCH, &self.client().inner.runtime, serve).await;
+        freed.unwrap_or_else(|| Err(shutting_down()))
+    }
+
+    /// Frees grants; what became of each.
+    pub(crate) async fn free_grants(&self, named: &[ToBeFreed]) -> Result<Vec<Result<()>>> {
         let mut args = Args::with_capacity(2 * named.len());
-        for (key, token) in named {
+        for (key, token, _) in named {
             args.extend([text(key.as_str()), text(token)]);
         }
-        // Named by token, a second execution changes nothing. But it answers *not held* to what the first one freed.
-        let mut repeated = false;
+        // Named by token, a second execution changes nothing. But it answers *not held* to what the first one freed: that
+        // is told from what had ended before by the deadline, until which nobody else can have had it.
+        let sent = BootInstant::now();
+        let mut lost = None;
         loop {
             match self.call(&script::FREE, &args).await {
                 Ok(mut reply) => {
-                    let mut list = reply.list()?;
-                    return (0..list.len()).map(|_| Ok(list.int()? == 1 || repeated)).collect();
+                    let mut held = reply.list()?;
+                    return named
+                        .iter()
+                        .map(|(key, token, deadline)| {
+                            let held = held.int()? == 1;
+                            let in_time = !token.is_empty() && deadline.is_none_or(|deadline| deadline > sent);
+                            Ok(match &lost {
+                                _ if held => Ok(()),
+                                Some(_) if in_time => Ok(()),
+                                Some(error) if !token.is_empty() => Err(Error::clone(error)),
+                                _ => Err(Error::NotOwner { pool: self.name().clone(), resource: key.clone() }),
+                            })
+                        })
+                        .collect();
                 }
-                Err(Error::OutcomeUnknown { .. }) if !repeated => repeated = true,
+                Err(error @ Error::OutcomeUnknown { .. }) if lost.is_none() => lost = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -385,18 +479,16 @@ impl Pool {
             args.push(text(&incarnation));
             for &i in &group {
                 let (grant, ttl) = &asked[i];
+                grant.renewing_for(*ttl);
                 args.extend([text(grant.key.as_str()), owned(Grant::ttl_arg(*ttl)?), text(&grant.record)]);
             }
             let statuses = self.renewal_statuses(&args, group.len()).await?;
-            let maximum = if statuses.contains(&Status::Refused) { self.info().await?.settings.max_ttl } else { None };
             for (i, status) in group.into_iter().zip(statuses) {
                 let (grant, ttl) = &asked[i];
                 results[i] = match status {
-                    Status::Extended => {
-                        grant.renewed(sent, *ttl);
-                        Renewal::Extended
-                    }
-                    Status::Refused => Renewal::Refused(maximum.unwrap_or_default()),
+                    Status::Extended if grant.renewed(sent, *ttl) => Renewal::Extended,
+                    Status::Extended => Renewal::Lost(LostReason::Expired),
+                    Status::Refused(maximum) => Renewal::Refused(maximum),
                     Status::Lost(reason) => {
                         grant.lose(reason);
                         Renewal::Lost(reason)
@@ -417,11 +509,12 @@ impl Pool {
                     return Err(error);
                 }
                 let mut list = reply.list()?;
+                let maximum = Duration::from_millis(reply.count()?);
                 (0..list.len())
                     .map(|_| {
                         Ok(match list.int()? {
                             1 => Status::Extended,
-                            2 => Status::Refused,
+                            2 => Status::Refused(maximum),
                             _ => Status::Lost(LostReason::Ended),
                         })
                     })
@@ -464,5 +557,6 @@ impl Pool {
 enum Status {
     Extended,
     Lost(LostReason),
-    Refused,
+    /// Above the pool's maximum, which is this.
+    Refused(Duration),
 }

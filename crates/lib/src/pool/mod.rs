@@ -54,6 +54,8 @@ struct Inner {
     client: Client,
     name: PoolName,
     keys: [String; POOL_KEYS],
+    /// Where callers of this handle and its clones meet.
+    together: grants::Together,
 }
 
 /// The argument list of a script.
@@ -69,7 +71,7 @@ fn owned(value: impl std::fmt::Display) -> Cow<'static, [u8]> {
 
 impl Pool {
     pub(crate) fn new(client: Client, name: PoolName, keys: [String; POOL_KEYS]) -> Self {
-        Self { inner: Arc::new(Inner { client, name, keys }) }
+        Self { inner: Arc::new(Inner { client, name, keys, together: grants::Together::default() }) }
     }
 
     /// The pool's full name.
@@ -88,7 +90,7 @@ impl Pool {
     }
 
     async fn send(&self, script: &'static Scripted, args: &[Cow<'_, [u8]>], patiently: bool) -> Result<Reply> {
-        let Inner { client, name, keys } = &*self.inner;
+        let Inner { client, name, keys, .. } = &*self.inner;
         client.run(client.form(script), name.as_str(), keys, args, patiently).await
     }
 

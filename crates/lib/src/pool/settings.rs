@@ -321,13 +321,14 @@ impl Pool {
         let (created, changed, recovered) = (reply.int()? == 1, reply.int()? == 1, reply.int()? == 1);
         let incarnation = Incarnation(reply.text()?);
         let longest = Longest::from_millis(reply.int()?);
-        let reorder = reply.int()? == 1;
+        let (reorder, hold_back) = (reply.int()? == 1, reply.int()? == 1);
         if registered.as_deref().unwrap_or(fresh.as_str()) != incarnation.as_str() {
             self.client().register(self.name(), incarnation.as_str()).await?;
         }
-        if recovered && !created {
-            // Someone made the pool anew before us: what is there already is held back as well.
+        // Both are remembered until they are done, as whoever began may not have lived to end it.
+        if hold_back {
             self.hold_back().await?;
+            self.set_meta(&[("hold_back", "0")]).await?;
         }
         if reorder {
             for batch in self.item_keys().await?.chunks(super::BATCH) {
@@ -417,7 +418,13 @@ impl Pool {
     /// Takes the pool down: grants nothing more, drops every item whoever declared it, and removes the pool as soon as
     /// no lease is left. `Revoke` ends the leases; with `Drain`, call again until [`Retired::deleted`].
     pub async fn retire(&self, removal: Removal) -> Result<Retired> {
-        self.suspend(true).await?;
+        if let Err(error) = self.suspend(true).await {
+            if let (Error::UnknownPool { .. }, Some(listed)) = (&error, self.client().registered(self.name()).await?) {
+                // Whoever removed it did not live to take it off the list.
+                self.client().unregister(self.name(), &listed).await?;
+            }
+            return Err(error);
+        }
         let incarnation = self.info().await?.incarnation;
         for batch in self.item_keys().await?.chunks(super::BATCH) {
             self.remove_everywhere(batch, removal).await?;

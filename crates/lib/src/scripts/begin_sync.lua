@@ -7,7 +7,10 @@ local meta = call('HMGET', META, 'schema', 'last_ticket')
 local refused = unusable(meta[1])
 if refused then return refused end
 local origin, digest, count, percent = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local entry = read_origin(origin) or { count = 0, peak = 0, peak_at = NOW }
+local entry = read_origin(origin)
+-- What a declaration never had, or let go of, is as it should be. Calls may have added items without a synchronisation.
+if not entry and count == 0 and origin ~= 'api' then return { 'ok', 'unchanged' } end
+entry = entry or { count = 0, peak = 0, peak_at = NOW }
 if entry.digest == digest then return { 'ok', 'unchanged' } end
 local peak = entry.peak
 if NOW - entry.peak_at > PEAK_LASTS then peak = entry.count end

@@ -13,6 +13,7 @@ local declared = kind == 'd' or kind == 'r'
 if declared and old and (old == record or old == string.upper(kind) .. sub(record, 2)) then
   if old ~= record or ttl == 0 or call('ZSCORE', BIND_EXPIRY, name) then return { 'ok', 0 } end
 end
+assure()
 local changed = {}
 if required(kind) then
   local holder = call('HGET', RESERVED, resource)

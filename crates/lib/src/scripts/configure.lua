@@ -2,11 +2,12 @@
 --
 -- ARGV: new incarnation, manager ('' = none), known incarnation ('' = none), known longest TTL (ms; -1 = permanent; '' = none),
 -- then pairs of settings: field, value.
--- Returns {'ok', created, changed, recovered, incarnation, longest, reorder} or {'manager', the one found}.
+-- Returns {'ok', created, changed, recovered, incarnation, longest, reorder, hold back} or {'manager', the one found}.
 --
 -- hold_until: Redis lost the pool with leases that live holders rely on; until then what is refilled is held back.
 local incarnation, manager, known, known_longest = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local meta = call('HMGET', META, 'schema', 'manager', 'incarnation', 'longest', 'order', 'recovered_from', 'reorder')
+local meta = call('HMGET', META, 'schema', 'manager', 'incarnation', 'longest', 'order', 'recovered_from', 'reorder',
+  'hold_back', 'hold_until')
 local created = not meta[1]
 if not created then
   local refused = unusable(meta[1])
@@ -39,7 +40,15 @@ if lost then
   -- Nobody held anything if nothing was ever granted.
   if remembered ~= 0 then
     recovered = true
-    write('hold_until', remembered == -1 and '-1' or format('%.0f', NOW + remembered + CLOCK_SLACK))
+    -- Never shorter than a hold that is in force already.
+    local hold, before = remembered == -1 and -1 or NOW + remembered + CLOCK_SLACK, tonumber(meta[9] or 0)
+    if before == -1 or (hold ~= -1 and before > hold) then hold = before end
+    write('hold_until', format('%.0f', hold))
+    -- Someone made the pool anew before us: what is there already is held back as well, by calls that follow.
+    if not created then
+      write('hold_back', '1')
+      meta[8] = '1'
+    end
   end
 end
 
@@ -59,4 +68,4 @@ if manager ~= '' and meta[2] ~= manager then write('manager', manager) end
 if created then write('incarnation', incarnation) else incarnation = meta[3] end
 if #writes > 0 then call('HSET', META, unpack(writes)) end
 return { 'ok', created and 1 or 0, #writes > 0 and 1 or 0, recovered and 1 or 0, incarnation, format('%.0f', longest),
-  meta[7] == '1' and 1 or 0 }
+  meta[7] == '1' and 1 or 0, meta[8] == '1' and 1 or 0 }

@@ -5,13 +5,17 @@ local PEAK_LASTS = 3600000
 local refused = unusable(call('HGET', META, 'schema'))
 if refused then return refused end
 local origin, count = ARGV[1], tonumber(ARGV[4])
-if superseded(origin, ARGV[2]) then return { 'superseded' } end
 local entry = read_origin(origin)
+-- Said again, as the reply was lost.
+if not entry and count == 0 then return { 'ok' } end
+if superseded(origin, ARGV[2]) then return { 'superseded' } end
 if count == 0 then
   call('HDEL', ORIGINS, origin)
   return { 'ok' }
 end
-if count >= entry.peak or NOW - entry.peak_at > PEAK_LASTS then entry.peak, entry.peak_at = count, NOW end
+-- What was declared until now was declared lately, however long ago that began.
+if NOW - entry.peak_at > PEAK_LASTS then entry.peak, entry.peak_at = entry.count, NOW end
+if count >= entry.peak then entry.peak, entry.peak_at = count, NOW end
 entry.digest, entry.count = ARGV[3], count
 write_origin(origin, entry)
 return { 'ok' }

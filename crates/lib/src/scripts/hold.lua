@@ -7,6 +7,7 @@ local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
 if refused then return refused end
 local hold = tonumber(meta[5] or 0)
 if hold ~= -1 and hold <= NOW then return { 'ok' } end
+assure()
 for _, resource in ipairs(ARGV) do
   if call('HEXISTS', ITEMS, resource) == 1 then
     mark(resource, 'recovery', hold, 'the pool lost its data while leases were held')

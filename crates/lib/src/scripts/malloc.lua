@@ -1,34 +1,9 @@
--- Grants resources. One call serves n requests; those with a binding name are served first. Needs settle, reclaim.
+-- Grants resources. One call serves n requests; those with a binding name are served first. Needs grant, settle, reclaim;
+-- what grant.lua has served already does not come here.
 --
 -- ARGV: n times: time to live (ms; 0 = the pool's default, -1 = permanent), binding name ('' = none), holder (JSON).
 -- Returns {'ok', n results, incarnation, now}: false (nothing free) | {'ttl', maximum} |
---   {resource, token, time to live (ms; 0 = permanent), item record}.
--- A permanent grant begins as a claim of CLAIM ms, to be confirmed by a renewal.
-local CLAIM = 10000
-local meta = call('HMGET', META, 'last', 'granted', 'longest', 'schema', 'holds', 'order', 'cooldown', 'suspended',
-  'default_ttl', 'max_ttl', 'binding_ttl', 'incarnation')
-local refused = read_settings(meta[4], meta[5], meta[6], meta[7])
-if refused then return refused end
-
-local n = #ARGV / 3
-local results, plain, named = {}, {}, {}
-local default_ttl, max_ttl = tonumber(meta[9]), tonumber(meta[10])
-local ttls = {}
-for i = 1, n do
-  local ttl = tonumber(ARGV[3 * i - 2])
-  if ttl == 0 then ttl = default_ttl end
-  results[i] = false
-  if max_ttl > 0 and (ttl == -1 or ttl > max_ttl) then
-    results[i] = { 'ttl', max_ttl }
-  elseif meta[8] ~= '1' then
-    ttls[i] = ttl == -1 and CLAIM or ttl
-    if ARGV[3 * i - 1] == '' then plain[#plain + 1] = i else named[#named + 1] = i end
-  end
-end
-
--- What was taken, in step: the request, the resource, and the score it had in `free` (false: it was reserved).
-local taken, resources, scores = {}, {}, {}
-
+--   {resource, token, time to live (ms; a claim's, if it is to be permanent), item record}.
 local function take(i, resource, score)
   local k = #taken + 1
   taken[k], resources[k], scores[k] = i, resource, score
@@ -44,7 +19,7 @@ local function pop(count)
     -- Redis seeds each script's generator alike: the time, in µs, tells them apart.
     if k == 1 then math.randomseed(NOW_US % 2147483647) end
     local band = math.floor(tonumber(first[2]) / BAND)
-    local count_of_band = call('ZCOUNT', FREE, '-inf', format('(%.0f', (band + 1) * BAND))
+    local count_of_band = call('ZCOUNT', FREE, '-inf', format('(%d', (band + 1) * BAND))
     local rank = math.random(0, count_of_band - 1)
     local chosen = call('ZRANGE', FREE, rank, rank, 'WITHSCORES')
     call('ZREM', FREE, chosen[1])
@@ -77,6 +52,7 @@ local function take_bound(i, name, resource)
   if expiry then
     local record = call('HGET', HOLDERS, resource)
     if tonumber(expiry) > NOW - CLOCK_SLACK then return false, record end
+    assure()
     release({ resource }, { record })
     call('HINCRBY', META, 'expired', 1)
   end
@@ -133,45 +109,23 @@ local function serve_named(i)
   if not kind or (kind == 'a' and not same) then rebind[i] = true end
 end
 
-local token = math.max((tonumber(meta[1]) or 0) + 1, NOW_US)
-local function grant()
+return finish(function()
   for _, i in ipairs(named) do serve_named(i) end
-  if #plain > 0 then take_next(plain) end
-  if #taken == 0 then return end
-  local records = call('HMGET', ITEMS, unpack(resources))
-  local holders, leases, longest = {}, {}, tonumber(meta[3])
-  for k, i in ipairs(taken) do
-    local resource, ttl = resources[k], ttls[i]
-    if not records[k] then error('ERR ' .. resource .. ' is free but not declared; run repair', 0) end
-    if longest ~= -1 and ttl > longest then longest = ttl end
-    holders[2 * k - 1] = resource
-    holders[2 * k] = format('%016.0f%013.0f', token + k - 1, NOW) .. ARGV[3 * i]
-    leases[2 * k - 1] = format('%.0f', NOW + ttl)
-    leases[2 * k] = resource
-    results[i] = { resource, token + k - 1, ttl, records[k] }
-  end
-  call('HSET', META, 'last', format('%.0f', token + #taken - 1), 'granted', format('%.0f', meta[2] + #taken),
-    'longest', format('%.0f', longest))
-  call('HSET', HOLDERS, unpack(holders))
-  call('ZADD', LEASES, unpack(leases))
+  -- Too little was free for all of these: the first ones may have been served.
+  local left = {}
+  for k = #named == 0 and #taken + 1 or 1, #plain do left[#left + 1] = plain[k] end
+  if #left > 0 then take_next(left) end
+  grant()
   local binding_ttl = tonumber(meta[11])
   for k, i in ipairs(taken) do
     if rebind[i] then
       local name = ARGV[3 * i - 1]
-      call('HSET', BINDS, name, format('a%013.0f', binding_ttl) .. resources[k])
-      if binding_ttl > 0 then call('ZADD', BIND_EXPIRY, format('%.0f', NOW + binding_ttl), name) end
+      call('HSET', BINDS, name, format('a%013d', binding_ttl) .. resources[k])
+      if binding_ttl > 0 then
+        call('ZADD', BIND_EXPIRY, format('%d', NOW + binding_ttl), name)
+      else
+        call('ZREM', BIND_EXPIRY, name)
+      end
     end
   end
-end
-
-local ok, failure = pcall(grant)
-if not ok then
-  -- A key of the wrong type, a command not permitted: everything taken goes back where it was.
-  for k, resource in ipairs(resources) do
-    redis.pcall('HDEL', HOLDERS, resource)
-    redis.pcall('ZREM', LEASES, resource)
-    if scores[k] then redis.pcall('ZADD', FREE, scores[k], resource) end
-  end
-  return type(failure) == 'table' and failure or redis.error_reply(failure)
-end
-return { 'ok', results, meta[12], NOW }
+end)

@@ -7,6 +7,7 @@ local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
 if refused then return refused end
 local resource, duration = ARGV[1], tonumber(ARGV[3])
 if call('HEXISTS', ITEMS, resource) == 0 then return { 'no-resource' } end
+assure()
 mark(resource, ARGV[2], duration == -1 and -1 or NOW + duration, ARGV[4])
 call('HINCRBY', META, 'quarantined', 1)
 recount_holds()

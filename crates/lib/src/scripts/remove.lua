@@ -7,6 +7,7 @@ local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
 if refused then return refused end
 local origin, ticket, revoke = ARGV[1], ARGV[2], ARGV[3] == '1'
 if superseded(origin, ticket) then return { 'superseded' } end
+assure()
 
 -- Nothing may later believe that an origin's items are still as its digest says.
 if origin == '' then call('UNLINK', ORIGINS) end
@@ -39,14 +40,9 @@ end
 if #kept > 0 then
   call('HSET', ITEMS, unpack(kept))
   -- Who still declares it brings its own facts at the next synchronisation.
-  for other in pairs(stale) do
-    local entry = read_origin(other)
-    if entry then
-      entry.digest = nil
-      write_origin(other, entry)
-    end
-  end
+  for other in pairs(stale) do forget_digest(other) end
 end
+if ticket == '' and origin ~= '' and #kept + #leaving > 0 then forget_digest(origin) end
 if #leaving == 0 then return { 'ok', 0, 0, 0 } end
 local draining, revoked, records = {}, {}, {}
 local expiries = call('ZMSCORE', LEASES, unpack(leaving))

@@ -2,7 +2,7 @@
 --
 -- ARGV: incarnation of the pool that granted, then n times: resource, time to live (ms; -1 = permanent), the grant's
 -- holder record. Returns {'ok', n results}: 1 (extended), 0 (lost: ended, or its time is over), 2 (the pool's maximum
--- refuses this time to live); or {'incarnation', the one found}.
+-- refuses this time to live), and that maximum (ms; 0 = none); or {'incarnation', the one found}.
 --
 -- A token above `last` proves that this server lost writes (a failover, an old snapshot): `last` is raised, so that the
 -- token is never given out again, and if nobody has the resource the lease is taken back.
@@ -44,13 +44,17 @@ for i, resource in ipairs(named) do
     leases[#leases + 1] = resource
   end
 end
+if next(adopted) then assure() end
 if new_last ~= last or new_longest ~= longest then
   call('HSET', META, 'last', format('%.0f', new_last), 'longest', format('%.0f', new_longest))
 end
-for resource, record in pairs(adopted) do call('HSET', HOLDERS, resource, record) end
+for resource, record in pairs(adopted) do
+  call('HSET', HOLDERS, resource, record)
+  call('HINCRBY', META, 'granted', 1)
+end
 if #leases > 0 then call('ZADD', LEASES, unpack(leases)) end
 for resource in pairs(adopted) do
   call('ZREM', FREE, resource)
   call('ZREM', QUARANTINE, resource)
 end
-return { 'ok', results }
+return { 'ok', results, max_ttl }

@@ -4,6 +4,7 @@
 local meta = call('HMGET', META, 'schema', 'holds', 'order', 'cooldown')
 local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
 if refused then return refused end
+assure()
 if #ARGV == 0 then
   recount_holds()
   return { 'ok' }

@@ -14,6 +14,7 @@ for i, resource in ipairs(ARGV) do
   end
 end
 if #resources > 0 then
+  assure()
   for i = 1, #resources do records[i] = records[i] or '' end
   release(resources, records)
   call('HINCRBY', META, 'revoked', #resources)

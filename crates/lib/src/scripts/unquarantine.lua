@@ -5,6 +5,7 @@
 local meta = call('HMGET', META, 'schema', 'holds', 'order', 'cooldown')
 local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
 if refused then return refused end
+assure()
 local cause, changed = ARGV[1], {}
 for i = 2, #ARGV do
   local resource = ARGV[i]

@@ -26,7 +26,6 @@ for i, resource in ipairs(named) do
       head = sub(record, 5, 14)
     else
       head = format('%010d', position)
-      position = position + 1
     end
   end
   local new = priority .. head .. own .. facts
@@ -50,12 +49,16 @@ for i, resource in ipairs(named) do
     end
     if not seen[resource] then changed[#changed + 1] = resource end
     seen[resource] = new
+    -- What comes without a position goes behind all that are there.
+    position = math.max(position, math.min(tonumber(sub(new, 5, 14)) + 1, 9999999999))
   end
 end
 if #changed == 0 then return { 'ok', 0, 0 } end
+assure()
 for k, resource in ipairs(changed) do writes[2 * k - 1], writes[2 * k] = resource, seen[resource] end
 call('HSET', ITEMS, unpack(writes))
-if position > tonumber(meta[6] or 0) then call('HSET', META, 'next_position', position) end
+if position > tonumber(meta[6] or 0) then call('HSET', META, 'next_position', format('%d', position)) end
+if ticket == '' then forget_digest(origin) end
 -- Redis lost this pool while leases that it no longer knows were held: what comes back waits until they are over.
 local hold = tonumber(meta[5] or 0)
 if #fresh > 0 and (hold == -1 or hold > NOW) then

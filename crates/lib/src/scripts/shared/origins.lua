@@ -9,6 +9,16 @@ local function write_origin(origin, entry)
   call('HSET', ORIGINS, origin, cjson.encode(entry))
 end
 
+-- An origin's items are not any more as its digest says, or as a synchronisation under way will say when it is done: that
+-- one is superseded, and the next one looks again.
+local function forget_digest(origin)
+  local entry = read_origin(origin)
+  if entry then
+    entry.digest, entry.ticket = nil, nil
+    write_origin(origin, entry)
+  end
+end
+
 -- Whether a synchronisation with this ticket has been overtaken by a newer one. '' = no synchronisation, never.
 local function superseded(origin, ticket)
   if ticket == '' then return false end

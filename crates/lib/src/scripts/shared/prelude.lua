@@ -25,3 +25,31 @@ local function unusable(schema)
   if not schema then return { 'unknown' } end
   return { 'schema', schema }
 end
+
+-- Settings of the pool: whether there are marks or reservations at all, its order, its cooldown in ms.
+local HOLDS, ORDER, COOLDOWN
+
+-- From the fields 'schema', 'holds', 'order', 'cooldown' of meta, in this order.
+local function read_settings(schema, holds, order, cooldown)
+  HOLDS, ORDER, COOLDOWN = (holds or '0') ~= '0', order, tonumber(cooldown or 0)
+  return unusable(schema)
+end
+
+-- Refuses while nothing is written what the user may not do, where it could not be undone later.
+local function permit(command)
+  if redis.acl_check_cmd(command, META, '0', '0') then return end
+  error(redis.error_reply('NOPERM this user may not run ' .. command .. ' on the pool, which this call needs'), 0)
+end
+
+-- Proves before the first write of a longer sequence that none of it can fail half-way: every key is of its type, every
+-- command permitted. About 10 us: for all but the plain grant, renewal and return, which undo what they did.
+local assured = false
+local function assure()
+  if assured then return end
+  for _, command in ipairs({ 'HGET', 'HEXISTS', 'HSET', 'HDEL', 'HINCRBY', 'ZSCORE', 'ZMSCORE', 'ZADD', 'ZREM' }) do
+    permit(command)
+  end
+  for _, key in ipairs({ ITEMS, HOLDERS, MARKS, RESERVED, BINDS, ORIGINS }) do call('HLEN', key) end
+  for _, key in ipairs({ FREE, LEASES, QUARANTINE, BIND_EXPIRY }) do call('ZCARD', key) end
+  assured = true
+end

@@ -10,6 +10,7 @@ local function required(kind) return kind == 'q' or kind == 'r' end
 -- Ends a binding's effect. keep: leave a declared one behind as ended. Returns the resource it reserved, or nil.
 local function end_binding(name, record, keep)
   local kind, resource = sub(record, 1, 1), sub(record, 15)
+  assure()
   call('ZREM', BIND_EXPIRY, name)
   if keep and (kind == 'd' or kind == 'r') then
     call('HSET', BINDS, name, string.upper(kind) .. sub(record, 2))
@@ -27,9 +28,10 @@ end
 -- leases, resources back from quarantine, names of ended bindings, and whether there may be more.
 local function reclaim(count)
   local room = count
-  local expired = call('ZRANGEBYSCORE', LEASES, '-inf', format('%.0f', NOW - CLOCK_SLACK), 'LIMIT', 0, room)
+  local expired = call('ZRANGEBYSCORE', LEASES, '-inf', format('%d', NOW - CLOCK_SLACK), 'LIMIT', 0, room)
   local ended = {}
   if #expired > 0 then
+    assure()
     local records = call('HMGET', HOLDERS, unpack(expired))
     release(expired, records)
     call('HINCRBY', META, 'expired', #expired)
@@ -41,13 +43,13 @@ local function reclaim(count)
   end
   local due = {}
   if room > 0 then
-    due = call('ZRANGEBYSCORE', QUARANTINE, '-inf', format('%.0f', NOW), 'LIMIT', 0, room)
+    due = call('ZRANGEBYSCORE', QUARANTINE, '-inf', format('%d', NOW), 'LIMIT', 0, room)
     if #due > 0 then resettle(due) end
     room = room - #due
   end
   local unbound = {}
   if room > 0 then
-    unbound = call('ZRANGEBYSCORE', BIND_EXPIRY, '-inf', format('%.0f', NOW), 'LIMIT', 0, room)
+    unbound = call('ZRANGEBYSCORE', BIND_EXPIRY, '-inf', format('%d', NOW), 'LIMIT', 0, room)
     for _, name in ipairs(unbound) do
       local record = call('HGET', BINDS, name)
       if record then

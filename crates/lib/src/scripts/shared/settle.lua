@@ -1,12 +1,4 @@
 -- Where a resource goes. `settle` alone decides it; whatever ends a lease, a quarantine or a reservation ends here.
--- Needs the globals-to-be HOLDS (are there marks or reservations at all), ORDER and COOLDOWN, read by `read_settings`.
-local HOLDS, ORDER, COOLDOWN
-
--- From the fields 'schema', 'holds', 'order', 'cooldown' of meta, in this order.
-local function read_settings(schema, holds, order, cooldown)
-  HOLDS, ORDER, COOLDOWN = (holds or '0') ~= '0', order, tonumber(cooldown or 0)
-  return unusable(schema)
-end
 
 -- After MARKS or RESERVED changed: whether there is anything in them, so that pools without pay nothing.
 local function recount_holds()
@@ -42,7 +34,7 @@ end
 
 local function score_text(ms)
   if ms == math.huge then return '+inf' end
-  return format('%.0f', ms)
+  return format('%d', ms)
 end
 
 -- Places resources that have no live lease and are in no other place. since: resource -> ms free, for those that
@@ -71,7 +63,7 @@ local function settle(resources, since)
         held[#held + 1] = score_text(ends)
         held[#held + 1] = resource
       elseif not (reserved and reserved[i]) then
-        free[#free + 1] = format('%.0f', free_score(record, since and since[resource] or NOW))
+        free[#free + 1] = format('%d', free_score(record, since and since[resource] or NOW))
         free[#free + 1] = resource
       end
     end
@@ -86,6 +78,7 @@ end
 
 -- Places resources that may be anywhere: a leased one stays where it is, a free one keeps its turn.
 local function resettle(resources)
+  assure()
   local leases = call('ZMSCORE', LEASES, unpack(resources))
   local scores = call('ZMSCORE', FREE, unpack(resources))
   local movable, since = {}, {}
@@ -115,9 +108,13 @@ end
 -- Ends leases and places their resources. records: what `holders` says of each; on failure they are put back as leases
 -- that have ended, for gc to try again, so that no resource is ever in no place.
 local function release(resources, records)
-  call('ZREM', LEASES, unpack(resources))
+  -- What putting back needs; types have been proven by the caller's reading, or are found below.
+  permit('ZADD')
+  if HOLDS then permit('HSET') end
+  if COOLDOWN > 0 then assure() end
   call('HDEL', HOLDERS, unpack(resources))
   local ok, failure = pcall(function()
+    call('ZREM', LEASES, unpack(resources))
     if COOLDOWN > 0 then
       for _, resource in ipairs(resources) do
         if call('HEXISTS', ITEMS, resource) == 1 then mark(resource, 'cooldown', NOW + COOLDOWN, 'cooling down') end
@@ -131,7 +128,7 @@ local function release(resources, records)
     redis.pcall('ZREM', FREE, resource)
     redis.pcall('ZREM', QUARANTINE, resource)
     call('HSET', HOLDERS, resource, records[i] or '')
-    call('ZADD', LEASES, format('%.0f', NOW - CLOCK_SLACK), resource)
+    call('ZADD', LEASES, format('%d', NOW - CLOCK_SLACK), resource)
   end
   error(failure, 0)
 end
