@@ -42,4 +42,4 @@ pub use pool::{
 pub use schema::crds;
 pub use template::{InvalidTemplate, KeyTemplate, MissingParam, TargetTemplate};
 pub use validate::{validate, validate_update};
-pub use violation::{FieldPath, Segment, Violation};
+pub use violation::{FieldPath, Segment, Violation, without_secrets};

@@ -19,6 +19,15 @@ pub enum Segment {
     Index(usize),
 }
 
+impl Segment {
+    fn key(&self) -> Option<&str> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Index(_) => None,
+        }
+    }
+}
+
 impl From<&str> for Segment {
     fn from(key: &str) -> Self {
         Self::Key(key.to_owned())
@@ -143,6 +152,50 @@ pub(crate) fn describe(value: Option<&Value>) -> String {
     }
 }
 
+/// What [`describe`] says of the value at `path`, without what a probe sends to log in: violations go to logs and statuses.
+pub(crate) fn describe_at(path: &FieldPath, value: Option<&Value>) -> String {
+    let keys: Vec<&str> = path.0.iter().filter_map(Segment::key).collect();
+    let Some(probe) = keys.iter().position(|key| *key == "httpGet") else { return describe(value) };
+    match (keys.get(probe + 1).copied(), value) {
+        (Some("headers"), Some(Value::String(text))) => {
+            if keys.last() == Some(&"name") && is_word(text) {
+                describe(value)
+            } else {
+                format!("a text of {} bytes", text.len())
+            }
+        }
+        (Some("headers"), Some(Value::Number(_))) => "a number".to_owned(),
+        (_, Some(Value::String(text))) => describe(Some(&Value::from(without_secrets(text)))),
+        _ => describe(value),
+    }
+}
+
+/// A URL without user, password, query and fragment; what may be a part of those is left out, too. Needs no valid URL.
+///
+/// ```
+/// use redis_allocator_crd::without_secrets;
+///
+/// assert_eq!(without_secrets("http://ann:pw@{name}/healthz?token=x"), "http://{name}/healthz");
+/// assert_eq!(without_secrets("http://ann:p/w@{name}/healthz"), "http://…");
+/// ```
+#[must_use]
+pub fn without_secrets(url: &str) -> String {
+    let (scheme, rest) = match url.split_once("://") {
+        // A login may itself hold what looks like the end of a scheme.
+        Some((scheme, _)) if !scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => return "…".to_owned(),
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url),
+    };
+    let shown = match rest.rsplit_once('@') {
+        // A password with an unescaped slash looks like a path, and a query may hold an `@`.
+        Some((login, _)) if login.contains(['/', '?', '#']) => "…",
+        Some((_, rest)) => rest,
+        None => rest,
+    };
+    let shown = shown.split(['?', '#']).next().unwrap_or_default();
+    format!("{scheme}{shown}")
+}
+
 fn excerpt(text: &str) -> String {
     const MOST: usize = 80;
     match text.char_indices().nth(MOST) {
@@ -191,6 +244,30 @@ mod tests {
             report.add(|| Violation::new(FieldPath::default(), "a", "b"));
         }
         assert_eq!(report.into_violations().len(), Report::MOST);
+    }
+
+    #[test]
+    fn what_a_probe_logs_in_with_is_not_told() {
+        let probe = FieldPath::default().join("spec").join("healthCheck").join("httpGet");
+        let header = probe.join("headers").join(0);
+        for (path, value) in [
+            (probe.clone(), json!("http://ann:secret@h/")),
+            (probe.join("url"), json!("ftp://ann:secret@h/?secret")),
+            (probe.join("url"), json!("ann:secret@h/?q=secret")),
+            (probe.join("url"), json!("http://h/?mail=a@b&token=secret")),
+            (probe.join("url"), json!("ann:secret://x@h")),
+            (probe.join("headers"), json!("X: secret")),
+            (header.clone(), json!("X: secret")),
+            (header.join("name"), json!("X: secret")),
+            (header.join("value"), json!("Bearer secret\n")),
+            (header.join("value"), json!(5_233)),
+        ] {
+            let found = describe_at(&path, Some(&value));
+            assert!(!found.contains("secret") && !found.contains("5233"), "{path} {value}: {found}");
+        }
+        assert_eq!(describe_at(&header.join("name"), Some(&json!("X-Key"))), r#""X-Key""#);
+        assert_eq!(describe_at(&probe.join("url"), Some(&json!("{name}/x"))), r#""{name}/x""#);
+        assert_eq!(describe_at(&FieldPath::default().join("spec"), Some(&json!("secret"))), r#""secret""#);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::{
     kind::Kind,
     schema,
-    violation::{FieldPath, Report, Segment, Violation, describe},
+    violation::{FieldPath, Report, Segment, Violation, describe_at},
 };
 
 /// Reports which rules the object breaks; those about changes only where there is an older object.
@@ -28,7 +28,7 @@ fn violation(error: &ValidationError, object: &Value) -> Violation {
     // A rule at the root can only be about the name: it is all of the metadata that the API server shows to rules.
     let path = if error.field_path.is_empty() { path("metadata.name") } else { path(&error.field_path) };
     let allowed = error.message.strip_prefix("must be ").unwrap_or(&error.message);
-    let found = describe(path.find(object));
+    let found = describe_at(&path, path.find(object));
     Violation::new(path, found, allowed)
 }
 

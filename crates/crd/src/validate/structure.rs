@@ -11,7 +11,7 @@ use super::did_you_mean;
 use crate::{
     patterns::pattern_in_words,
     schema::{Node, Type},
-    violation::{FieldPath, Report, Violation, describe},
+    violation::{FieldPath, Report, Violation, describe_at},
 };
 
 /// Reports what the schema does not allow; yields the object without nulls and with defaults.
@@ -50,7 +50,7 @@ impl Walk<'_> {
 
     fn wrong(&mut self, node: &Node, value: &Value, path: &FieldPath) {
         self.report.add(|| {
-            let mut violation = Violation::new(path.clone(), describe(Some(value)), in_words(node));
+            let mut violation = Violation::new(path.clone(), describe_at(path, Some(value)), in_words(node));
             if let (Some(names), Some(text)) = (&node.one_of, value.as_str()) {
                 violation.hint = did_you_mean(text, names.iter().map(String::as_str));
             }
@@ -123,12 +123,9 @@ impl Walk<'_> {
             {
                 seen.insert(name.clone(), first);
                 self.report.add(|| {
-                    let found = format!("{}, which {} has, too", describe(item.get(key)), path.join(first));
-                    Violation::new(
-                        item_path.join(key.as_str()),
-                        found,
-                        format!("a {key} that no other element of the list has"),
-                    )
+                    let double = item_path.join(key.as_str());
+                    let found = format!("{}, which {} has, too", describe_at(&double, item.get(key)), path.join(first));
+                    Violation::new(double, found, format!("a {key} that no other element of the list has"))
                 });
             }
             checked.push(self.value(item_node, item, &item_path));
