@@ -17,6 +17,7 @@
 //! | [`cluster`] | a three-master Cluster, with proxies if wanted, and slots that move |
 //! | [`proxy`] | a TCP proxy that swallows replies, stalls, cuts and delays |
 //! | [`wait`] | waiting for a condition instead of sleeping |
+//! | [`witness`] | a second Redis that refuses overlapping holders and lower fencing tokens |
 
 pub mod cluster;
 pub mod flavor;
@@ -28,8 +29,10 @@ pub mod sentinel;
 pub mod server;
 pub mod stats;
 pub mod wait;
+pub mod witness;
 
 pub use flavor::Flavor;
 pub use proxy::Proxy;
 pub use server::Server;
 pub use wait::eventually;
+pub use witness::Witness;

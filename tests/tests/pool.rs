@@ -33,7 +33,7 @@ impl Deployment {
 
     /// A client whose scripts see a clock that only this test moves.
     async fn client(&self) -> Result<(Client, TestClock)> {
-        let clock = TestClock::at(Duration::from_secs(1_800_000_000));
+        let clock = TestClock::at(Duration::from_hours(500_000));
         let client = Client::builder(self.url()).owner("tester").test_clock(clock.clone()).connect().await?;
         Ok((client, clock))
     }
@@ -88,8 +88,8 @@ everywhere!(a_resource_is_leased_and_comes_back, client, clock, {
     assert_eq!((first.key().as_str(), first.owner()), ("gpu-0", "tester"));
     assert_eq!(first.params()["index"], 0);
     assert_eq!(first.labels()["zone"], "a");
-    assert_eq!(first.ttl(), Some(Duration::from_secs(120)));
-    let second = pool.malloc().ttl(Duration::from_secs(60)).await?.context("one is free")?;
+    assert_eq!(first.ttl(), Some(Duration::from_mins(2)));
+    let second = pool.malloc().ttl(Duration::from_mins(1)).await?.context("one is free")?;
     assert_eq!(second.key().as_str(), "gpu-1");
     assert!(second.fencing_token() > first.fencing_token());
     assert!(pool.malloc().await?.is_none());
@@ -109,7 +109,7 @@ everywhere!(a_resource_is_leased_and_comes_back, client, clock, {
 
 everywhere!(an_expired_lease_is_reclaimed_after_the_slack_and_its_holder_told, client, clock, {
     let pool = pool_of(&client, "gpus", &PoolSettings::default(), &["a"]).await?;
-    let lease = pool.malloc().ttl(Duration::from_secs(60)).await?.context("free")?;
+    let lease = pool.malloc().ttl(Duration::from_mins(1)).await?.context("free")?;
     clock.advance(Duration::from_secs(61));
     assert!(pool.malloc().await?.is_none(), "the slack is not over");
     assert!(matches!(lease.renew().await, Err(Error::Lost { reason: LostReason::Ended, .. })));
@@ -128,13 +128,13 @@ everywhere!(gc_reports_what_it_reclaims, client, clock, {
     for lease in pool.malloc().ttl(Duration::from_secs(5)).up_to(3).await? {
         lease.detach();
     }
-    pool.quarantine("a", Some(Duration::from_secs(60)), "smoke", Cause::Manual).await?;
+    pool.quarantine("a", Some(Duration::from_mins(1)), "smoke", Cause::Manual).await?;
     clock.advance(Duration::from_secs(7));
     let report = pool.gc(2).await?;
     assert_eq!((report.expired.len(), report.more), (2, true));
     assert_eq!(report.expired[0].1, "tester");
     assert_eq!(pool.gc(200).await?.expired.len(), 1);
-    clock.advance(Duration::from_secs(60));
+    clock.advance(Duration::from_mins(1));
     let report = pool.gc(200).await?;
     assert_eq!((report.recovered.len(), report.more), (1, false));
     assert!(pool.gc(0).await.is_err() && pool.gc(201).await.is_err());
@@ -149,11 +149,11 @@ everywhere!(permanent_leases_are_confirmed, client, clock, {
     assert!(pool.malloc().await?.is_none());
     lease.free().await?;
 
-    let settings = PoolSettings { max_ttl: Some(Duration::from_secs(300)), ..PoolSettings::default() };
+    let settings = PoolSettings { max_ttl: Some(Duration::from_mins(5)), ..PoolSettings::default() };
     pool.configure(&settings, &Ownership::default()).await?;
     assert!(matches!(pool.malloc().permanent().await, Err(Error::TtlRefused { .. })));
     assert!(matches!(pool.malloc().ttl(Duration::from_secs(301)).await, Err(Error::TtlRefused { .. })));
-    let lease = pool.malloc().ttl(Duration::from_secs(300)).await?.context("free")?;
+    let lease = pool.malloc().ttl(Duration::from_mins(5)).await?.context("free")?;
     assert!(matches!(lease.renew_for(Ttl::Permanent).await, Err(Error::TtlRefused { .. })));
     assert!(!lease.is_lost());
     lease.free().await?;
@@ -257,7 +257,7 @@ everywhere!(marks_of_several_causes_are_apart, client, clock, {
     assert!(!pool.quarantine("a", None, "down", Cause::Probe).await?.in_effect, "leased");
     lease.free().await?;
     assert!(pool.malloc().await?.is_none());
-    assert!(pool.quarantine("a", Some(Duration::from_secs(60)), "maintenance", Cause::Manual).await?.in_effect);
+    assert!(pool.quarantine("a", Some(Duration::from_mins(1)), "maintenance", Cause::Manual).await?.in_effect);
     assert!(pool.unquarantine("a", Some(Cause::Probe)).await?);
     assert!(!pool.unquarantine("a", Some(Cause::Probe)).await?);
     assert!(pool.malloc().await?.is_none(), "a probe's success never ends a manual quarantine");
@@ -326,7 +326,7 @@ everywhere!(origins_keep_to_themselves, client, clock, {
 
 everywhere!(keys_alone_are_freed_only_by_their_client, client, clock, {
     let pool = pool_of(&client, "gpus", &PoolSettings::default(), &["a", "b"]).await?;
-    let key = pool.malloc_key(Duration::from_secs(60)).await?.context("free")?;
+    let key = pool.malloc_key(Duration::from_mins(1)).await?.context("free")?;
     let results = pool.free_keys([key.as_str(), "b", "nobody"]).await?;
     assert!(results[0].is_ok());
     assert!(matches!(results[1], Err(Error::NotOwner { .. })));
@@ -381,3 +381,61 @@ everywhere!(bad_input_changes_nothing, client, clock, {
     assert_eq!(pool.info().await?, before);
     Ok::<_, anyhow::Error>(vec![pool])
 });
+
+everywhere!(a_call_between_two_assignments_is_seen, client, clock, {
+    let keys = || ["x", "y"].map(|key| key.parse::<ResourceKey>().unwrap());
+    let pool = pool_of(&client, "gpus", &PoolSettings::default(), &[]).await?;
+    pool.assign(keys()).await?;
+    assert_eq!(pool.assign(keys()).await?, SyncOutcome::Unchanged);
+    assert_eq!(pool.shrink(["y"]).await?, 1);
+    let outcome = pool.assign(keys()).await?;
+    assert!(matches!(outcome, SyncOutcome::Applied { added: 1, .. }), "{outcome:?}");
+    pool.extend(["z".parse::<ResourceKey>()?]).await?;
+    let outcome = pool.assign(keys()).await?;
+    assert!(matches!(outcome, SyncOutcome::Applied { removed: 1, .. }), "{outcome:?}");
+    assert_eq!(pool.clear().await?, 2);
+    Ok::<_, anyhow::Error>(vec![pool])
+});
+
+everywhere!(a_hold_is_never_shortened, client, clock, {
+    use redis_allocator::{Hold, Known, Longest};
+    let pool = client.pool("gpus")?;
+    let settings = PoolSettings::default();
+    let first = pool.configure(&settings, &Ownership::default()).await?.incarnation;
+    pool.retire(Removal::Drain).await?;
+    let long = Known { incarnation: first, longest: Longest::For(Duration::from_hours(1)) };
+    let made = pool.configure(&settings, &Ownership { manager: None, known: Some(&long) }).await?;
+    assert!(made.created && made.recovered);
+    let held = pool.info().await?.hold;
+    assert!(matches!(held, Some(Hold::Until(_))));
+    // Someone remembers a life before that, and shorter leases.
+    let other = client.pool("other")?.configure(&settings, &Ownership::default()).await?.incarnation;
+    let short = Known { incarnation: other, longest: Longest::For(Duration::from_secs(1)) };
+    pool.configure(&settings, &Ownership { manager: None, known: Some(&short) }).await?;
+    assert_eq!(pool.info().await?.hold, held);
+    Ok::<_, anyhow::Error>(vec![pool])
+});
+
+/// The timer hears of an end that came nearer, whether or not the lease is kept alive.
+#[tokio::test]
+async fn a_nearer_end_is_told_in_time() -> Result<()> {
+    let server = Server::start(Flavor::Redis).await?;
+    let client = Client::connect(&server.url()).await?;
+    let pool = pool_of(&client, "gpus", &PoolSettings::default(), &["a", "b"]).await?;
+    for ttl in [Ttl::Permanent, Ttl::For(Duration::from_hours(1))] {
+        let lease = pool.malloc().ttl(ttl).await?.context("free")?;
+        let lost = lease.lost_token();
+        lease.renew_for(Duration::from_millis(300)).await?;
+        tokio::time::timeout(Duration::from_secs(5), lost.cancelled()).await.context("never told")?;
+        lease.detach();
+    }
+    // Kept alive, it is renewed in its new rhythm.
+    server.flushall().await?;
+    let pool = pool_of(&client, "gpus", &PoolSettings::default(), &["a"]).await?;
+    let lease = pool.malloc().ttl(Duration::from_hours(1)).keep_alive().await?.context("free")?;
+    lease.renew_for(Duration::from_secs(3)).await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!lease.is_lost(), "{:?} {lease:?}", lease.lost_reason());
+    lease.free().await?;
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! A running agent with a directory of manifests, as a test sees it: files it edits, a process it stops or kills, the
+//! log, `/readyz` and `/metrics`. It must not know what the manifests say.
+
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::eventually;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::program;
+
+/// How long an agent may take for something that it does at once.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// A directory of manifests and a state directory.
+pub(crate) struct Site {
+    dir: TempDir,
+}
+
+impl Site {
+    pub(crate) fn new() -> Result<Self> {
+        let site = Self { dir: TempDir::new()? };
+        fs::create_dir(site.pools())?;
+        Ok(site)
+    }
+
+    pub(crate) fn pools(&self) -> PathBuf {
+        self.dir.path().join("pools")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub(crate) fn write(&self, file: &str, text: &str) -> Result<()> {
+        Ok(fs::write(self.pools().join(file), text)?)
+    }
+
+    /// Starts an agent on these directories.
+    pub(crate) fn agent(&self, arguments: &[&str]) -> Result<Agent> {
+        Agent::start(&self.pools(), &self.state(), arguments, None)
+    }
+
+    /// Starts an agent with a private server of this binary.
+    pub(crate) fn embedded_agent(&self, server: &Path) -> Result<Agent> {
+        self.embedded_agent_at(server, &self.state())
+    }
+
+    /// The same, with another state directory.
+    pub(crate) fn embedded_agent_at(&self, server: &Path, state: &Path) -> Result<Agent> {
+        Agent::start(&self.pools(), state, &["--embedded"], Some(server))
+    }
+
+    /// Starts an agent that reads the same manifests and has a state directory of its own.
+    pub(crate) fn another_agent(&self, arguments: &[&str]) -> Result<Agent> {
+        Agent::start(&self.pools(), &self.dir.path().join("other-state"), arguments, None)
+    }
+}
+
+pub(crate) struct Agent {
+    child: Child,
+    state: PathBuf,
+    log: PathBuf,
+}
+
+impl Agent {
+    fn start(pools: &Path, state: &Path, arguments: &[&str], server: Option<&Path>) -> Result<Self> {
+        fs::create_dir_all(state)?;
+        let log = state.join("agent.log");
+        let child = program::redis_allocator()?
+            .arg("agent")
+            .arg("--config")
+            .arg(pools)
+            .arg("--state-dir")
+            .arg(state)
+            .args(["--http-bind", "127.0.0.1:0", "--log-format", "json"])
+            .args(arguments)
+            .envs(server.map(|server| ("REDIS_ALLOCATOR_SERVER", server)))
+            .stdin(Stdio::null())
+            .stderr(fs::File::options().create(true).append(true).open(&log)?)
+            .spawn()?;
+        Ok(Self { child, state: state.to_owned(), log })
+    }
+
+    /// What the agent has logged up to now.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// `agent.json` of this very process.
+    pub(crate) fn file(&self) -> Result<Value> {
+        let file: Value = serde_json::from_str(&fs::read_to_string(self.state.join("agent.json"))?)?;
+        ensure!(file["pid"] == self.child.id(), "agent.json is another agent's: {file}");
+        Ok(file)
+    }
+
+    /// Status and body of a page that the agent serves.
+    pub(crate) fn page(&self, path: &str) -> Result<(u16, String)> {
+        let file = self.file()?;
+        let mut stream = TcpStream::connect(file["http"].as_str().context("no address")?)?;
+        stream.set_read_timeout(Some(SOON))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("half an answer")?;
+        let status = head.split(' ').nth(1).context("no status")?.parse()?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// The value of a metric's line: a gauge or a count.
+    pub(crate) fn metric(&self, line: &str) -> Result<u64> {
+        let (_, text) = self.page("/metrics")?;
+        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no metric {line} in:\n{text}"))?.parse()?)
+    }
+
+    /// Waits until the agent is ready; what it then says.
+    pub(crate) async fn ready(&mut self) -> Result<String> {
+        self.eventually(SOON, |agent| {
+            let (status, body) = agent.page("/readyz")?;
+            ensure!(status == 200, "not ready: {body}");
+            Ok(body.trim().to_owned())
+        })
+        .await
+    }
+
+    /// Waits until the agent says that it is not ready; why.
+    pub(crate) async fn not_ready(&mut self) -> Result<String> {
+        self.eventually(Duration::from_secs(20), |agent| {
+            let (status, body) = agent.page("/readyz")?;
+            ensure!(status == 503, "ready: {body}");
+            Ok(body)
+        })
+        .await
+    }
+
+    pub(crate) async fn logged(&mut self, words: &str) -> Result<()> {
+        self.eventually(SOON, |agent| {
+            ensure!(agent.log().contains(words), "not logged: {words}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits for a condition while the agent lives; a failure shows its log.
+    pub(crate) async fn eventually<T>(
+        &mut self,
+        within: Duration,
+        mut condition: impl FnMut(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let result = eventually(within, async || condition(self)).await;
+        result.with_context(|| format!("the agent's log:\n{}", self.log()))
+    }
+
+    /// The condition of a pool in `status.json`: its status and its reason.
+    pub(crate) fn condition(&self, pool: &str, type_: &str) -> Result<(String, String)> {
+        let status: Value = serde_json::from_str(&fs::read_to_string(self.state.join("status.json"))?)?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        for list in ["pools", "bindings"] {
+            let found = status[list].as_array().into_iter().flatten().find(|it| it["name"] == pool);
+            let conditions = found.and_then(|it| it["status"]["conditions"].as_array());
+            if let Some(condition) = conditions.into_iter().flatten().find(|it| it["type"] == type_) {
+                return Ok((text(&condition["status"]), text(&condition["reason"])));
+            }
+        }
+        bail!("no condition {type_} of {pool} in {status}")
+    }
+
+    pub(crate) async fn has_condition(&mut self, pool: &str, type_: &str, status: &str, reason: &str) -> Result<()> {
+        self.eventually(Duration::from_secs(20), |agent| {
+            let found = agent.condition(pool, type_)?;
+            ensure!(found == (status.to_owned(), reason.to_owned()), "{type_} of {pool} is {found:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// SIGTERM; how it ends.
+    pub(crate) async fn terminate(mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        self.ended().await
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) async fn ended(&mut self) -> Result<ExitStatus> {
+        let child = &mut self.child;
+        eventually(SOON, async || child.try_wait()?.context("the agent still runs")).await
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A pool's manifest.
+pub(crate) fn pool(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: redis-allocator.dev/v1alpha1\nkind: ResourcePool\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n"
+    )
+}
+
+/// A pool of so many resources, `r0`, `r1`, ….
+pub(crate) fn pool_of(name: &str, resources: usize) -> String {
+    let list: Vec<_> = (0..resources).map(|index| format!("{{name: r{index}}}")).collect();
+    pool(name, &format!("{{resources: [{}], maxShrinkPercent: 100}}", list.join(", ")))
+}
