@@ -1,0 +1,102 @@
+//! The users of Redis that operations.md proposes: each can do its work, and a worker nothing beside.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{Flavor, Server};
+use redis_allocator::{
+    BindOptions, Cause, Client, Error, Item, Known, Origin, Ownership, Pool, PoolSettings, Removal, SyncOptions,
+};
+
+use super::page;
+
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// A server that has the users of the page, and nobody else: the default user is off for keys.
+async fn server(flavor: Flavor) -> Result<Server> {
+    let server = Server::start(flavor).await?;
+    let page = page("docs/operations.md")?;
+    let users = page.blocks.iter().filter(|block| block.language == "acl").flat_map(|block| block.text.lines());
+    let mut made = 0;
+    for user in users {
+        let words: Vec<&str> = user.split_whitespace().collect();
+        let (kind, rules) = words.split_first().context("an empty line among the users")?;
+        ensure!(*kind == "user", "{user:?} is no user");
+        server.cmd::<()>(&[&["ACL", "SETUSER"], rules].concat()).await?;
+        made += 1;
+    }
+    ensure!(made == 2, "the page has {made} users");
+    Ok(server)
+}
+
+async fn login(server: &Server, name: &str, password: &str) -> Result<Client> {
+    Ok(Client::connect(&format!("redis://{name}:{password}@{}", server.address())).await?)
+}
+
+/// All that an agent does.
+async fn operate(client: &Client) -> Result<Pool> {
+    let pool = client.pool("default/gpus")?;
+    let settings = PoolSettings { cooldown: Duration::from_millis(1), ..PoolSettings::default() };
+    let configured = pool.configure(&settings, &Ownership { manager: Some("files:/pools"), known: None }).await?;
+    let known = Known { incarnation: configured.incarnation, longest: configured.longest };
+    pool.configure(&settings, &Ownership { manager: Some("files:/pools"), known: Some(&known) }).await?;
+    let items = ["gpu-0", "gpu-1", "gpu-2"].map(|key| key.parse().map(Item::new));
+    let items = items.into_iter().collect::<Result<Vec<_>, _>>()?;
+    pool.sync(&Origin::Spec, items.clone(), &SyncOptions::default()).await?;
+    pool.sync(&Origin::Spec, items[..2].to_vec(), &SyncOptions::default()).await?;
+    pool.bind("trainer-1", "gpu-0", &BindOptions { declared: true, ..BindOptions::default() }).await?;
+    pool.unbind("trainer-1").await?;
+    pool.quarantine("gpu-0", None, "down", Cause::Probe).await?;
+    pool.unquarantine("gpu-0", None).await?;
+    pool.end_recovery().await?;
+    pool.gc(200).await?;
+    pool.info().await?;
+    ensure!(pool.check().await?.is_empty(), "{:?}", pool.check().await?);
+    pool.repair().await?;
+    pool.bindings().await?;
+    ensure!(client.namespaces().await? == ["default"], "the namespace is not listed");
+    ensure!(client.pools("default").await?.len() == 1, "the pool is not listed");
+    // The lead is a lease.
+    work(&pool).await?;
+    Ok(pool)
+}
+
+/// All that a workload does.
+async fn work(pool: &Pool) -> Result<()> {
+    let lease = pool.malloc().ttl(Duration::from_secs(30)).bind("worker").await?.context("nothing is free")?;
+    lease.renew().await?;
+    pool.quarantine(lease.key(), Some(Duration::from_millis(1)), "hot", Cause::Manual).await?;
+    pool.snapshot().await?;
+    pool.binding("worker").await?;
+    lease.free().await?;
+    let lease = pool.malloc().permanent().keep_alive().await?.context("nothing is free")?;
+    pool.force_free(lease.key()).await?;
+    ensure!(lease.renew().await.is_err(), "an ended lease was renewed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_users_can_do_their_work_and_a_worker_nothing_beside() -> Result<()> {
+    for flavor in Flavor::ALL {
+        tokio::time::timeout(LIMIT, try_users(flavor)).await.with_context(|| format!("on {flavor}"))??;
+    }
+    Ok(())
+}
+
+async fn try_users(flavor: Flavor) -> Result<()> {
+    let server = server(flavor).await?;
+    let agent = login(&server, "agent", "agent-secret").await?;
+    let operated = operate(&agent).await.context("as the agent")?;
+
+    let worker = login(&server, "gpu-worker", "worker-secret").await?;
+    work(&worker.pool("default/gpus")?).await.context("as the worker")?;
+    let others = agent.pool("default/licences")?;
+    others.configure(&PoolSettings::default(), &Ownership::default()).await?;
+    match worker.pool("default/licences")?.malloc().await {
+        Err(Error::Server { message, .. }) => ensure!(message.contains("NOPERM"), "{message}"),
+        other => bail!("a worker can lease from another pool: {other:?}"),
+    }
+    ensure!(worker.namespaces().await.is_err(), "a worker can read beyond its pool");
+    ensure!(operated.retire(Removal::Revoke).await?.deleted, "the agent can't delete a pool");
+    Ok(())
+}
