@@ -1,6 +1,6 @@
 //! The agent and the command line of redis-allocator.
 //!
-//! Sources yield desired objects, which become the library's settings once, in [`desired`]; [`reconcile`] brings Redis
+//! Sources yield desired objects, which become the library's settings once, in `desired`; `reconcile` brings Redis
 //! there, blind to where they came from, and returns a status that the source publishes where its users look. No Redis
 //! key and no Lua is known here: that is the library's.
 

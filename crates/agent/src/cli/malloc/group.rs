@@ -99,10 +99,11 @@ impl Group {
         Ok(Self { leader, id, foreground })
     }
 
-    /// Has the group stopped, with `grace` between TERM and KILL, should this process be killed or suspended. Must be
+    /// Has the group stopped, with `grace` between TERM and KILL, should this process be killed, or suspended for
+    /// longer than `left`. Must be
     /// dismissed when the group has ended.
-    pub(super) fn guard(&self, grace: Duration) -> Option<Watchdog> {
-        match Watchdog::start(self.id, grace) {
+    pub(super) fn guard(&self, grace: Duration, left: Duration) -> Option<Watchdog> {
+        match Watchdog::start(self.id, grace, left) {
             Ok(watchdog) => Some(watchdog),
             Err(error) => {
                 say(format_args!("nobody would stop the command if redis-allocator itself were killed: {error:#}"));

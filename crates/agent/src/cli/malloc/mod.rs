@@ -176,7 +176,8 @@ async fn hold(lease: Lease, args: &MallocArgs, signals: &mut Signals) -> Result<
             return Ok(code.into());
         }
     };
-    let mut watchdog = group.guard(margin);
+    let left = lease.remaining().map_or(Duration::MAX, |left| left.saturating_sub(margin / 2));
+    let mut watchdog = group.guard(margin, left);
     let ended = group.run(signals, grace, must_stop(&lease, grace, margin, watchdog.as_mut())).await?;
     if let Some(watchdog) = watchdog {
         watchdog.dismiss().await;

@@ -32,6 +32,8 @@ pub(crate) struct WatchdogArgs {
     group: i32,
     /// Milliseconds between TERM and KILL.
     grace_ms: u64,
+    /// Milliseconds for which the group may go on if nothing is told.
+    left_ms: u64,
 }
 
 /// A watchdog that stops a process group when this process dies, or sleeps for too long.
@@ -41,12 +43,14 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    pub(super) fn start(group: Pid, grace: Duration) -> Result<Self> {
+    /// `left`: for how long the group may go on if nothing more is told.
+    pub(super) fn start(group: Pid, grace: Duration, left: Duration) -> Result<Self> {
         let program = std::env::current_exe().context("finding this program's own file failed")?;
         let child = Command::new(program)
             .arg(super::WATCHDOG)
             .arg(group.as_raw_nonzero().to_string())
-            .arg(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX).to_string())
+            .arg(millis(grace).to_string())
+            .arg(millis(left).to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             // Out of reach of the terminal's signals and of what is sent to this process' group.
@@ -58,8 +62,7 @@ impl Watchdog {
 
     /// Tells it for how long the group may go on if nothing more is told.
     pub(super) async fn tell(&mut self, left: Duration) {
-        let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(DISMISSED - 1);
-        self.write(left).await;
+        self.write(millis(left)).await;
     }
 
     /// Tells it that the group has ended. From then on the group's id may be somebody else's.
@@ -77,6 +80,11 @@ impl Watchdog {
     }
 }
 
+/// A word that is not [`DISMISSED`].
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(DISMISSED - 1)
+}
+
 /// What the watchdog hears.
 enum Heard {
     /// How long the group may go on.
@@ -92,7 +100,7 @@ pub(crate) fn run(args: &WatchdogArgs) -> Result<ExitCode> {
     let group = Pid::from_raw(args.group).filter(|group| *group != Pid::INIT).context("no such process group")?;
     let grace = Duration::from_millis(args.grace_ms);
     let words = listen();
-    let mut deadline: Option<Instant> = None;
+    let mut deadline = Instant::now().checked_add(Duration::from_millis(args.left_ms));
     loop {
         let heard = match deadline {
             Some(at) => words.recv_timeout(at.saturating_duration_since(Instant::now())),
