@@ -185,6 +185,7 @@ impl Client {
         })
     }
 
+    #[cfg_attr(not(feature = "test-clock"), expect(clippy::unused_self, reason = "a test's clock is the client's"))]
     pub(crate) fn form(&self, script: &'static Scripted) -> &'static Script {
         #[cfg(feature = "test-clock")]
         if self.inner.clock.is_some() {

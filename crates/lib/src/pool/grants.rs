@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How much longer than a call's own limit its caller waits for it to say why it failed.
-const LATE: Duration = Duration::from_millis(100);
+const LATE: Duration = Duration::from_millis(500);
 
 /// The holder of a lease as Redis keeps it, behind token and time.
 #[derive(Serialize)]
