@@ -1,6 +1,8 @@
 //! A connection to a server and what all pools on it share: the key prefix, who this process is, and the one timer that
 //! keeps its leases alive.
 
+mod examine;
+
 use std::{
     borrow::Cow,
     collections::HashMap,
@@ -10,6 +12,7 @@ use std::{
 
 use redis::Value;
 
+pub use self::examine::{ClockReading, Permissions, ServerFacts};
 use crate::{
     connection::{Connection, Options},
     error::{Error, Result},

@@ -43,6 +43,8 @@ const PARTS: [&str; POOL_KEYS] = [
 
 /// The number of `items` among a script's KEYS, as Lua counts.
 pub(crate) const ITEMS: usize = 2;
+/// The number of `leases` among a script's KEYS, as Lua counts.
+pub(crate) const LEASES: usize = 4;
 /// The number of `marks` among a script's KEYS, as Lua counts.
 pub(crate) const MARKS: usize = 7;
 /// The number of `binds` among a script's KEYS, as Lua counts.
@@ -114,8 +116,8 @@ mod tests {
 
     #[test]
     fn the_numbers_scripts_scan_by_are_those_of_the_parts() {
-        let named = [ITEMS, MARKS, BINDS, BIND_EXPIRY].map(|key| PARTS[key - 1]);
-        assert_eq!(named, ["items", "marks", "binds", "bind-expiry"]);
+        let named = [ITEMS, LEASES, MARKS, BINDS, BIND_EXPIRY].map(|key| PARTS[key - 1]);
+        assert_eq!(named, ["items", "leases", "marks", "binds", "bind-expiry"]);
         let sorted: Vec<_> = (1..=POOL_KEYS).filter(|&key| is_sorted_set(key)).map(|key| PARTS[key - 1]).collect();
         assert_eq!(sorted, ["free", "leases", "quarantine", "bind-expiry"]);
     }

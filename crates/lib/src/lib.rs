@@ -37,6 +37,7 @@ mod keep_alive;
 mod keys;
 mod lease;
 mod names;
+mod object;
 mod pool;
 mod reply;
 mod script;
@@ -47,16 +48,17 @@ mod time;
 mod to_the_end;
 
 pub use crate::{
-    client::{Client, ClientBuilder, ServerInfo},
+    client::{Client, ClientBuilder, ClockReading, Permissions, ServerFacts, ServerInfo},
     error::{Error, LostReason, Result},
     item::{Item, MAX_PRIORITY},
     lease::Lease,
     names::{BindingName, Origin, PoolName, ResourceKey},
+    object::{Allocatable, Allocated, BoxError, CloseError, Failure, Fault, Open, OpenError},
     pool::{
-        BindOptions, BindPolicy, Binding, CLOCK_SLACK, Cause, Configured, Counters, Counts, Cursor, GcReport, Hold,
-        Incarnation, Invariant, Known, LeaseInfo, Longest, Malloc, Mark, Order, OriginInfo, Ownership, Place, Pool,
-        PoolInfo, PoolSettings, Quarantined, Removal, ResourceState, Retired, SnapshotPage, SyncOptions, SyncOutcome,
-        Violation,
+        BindOptions, BindPolicy, Binding, CLOCK_SLACK, Cause, ConfigureForesight, Configured, Counters, Counts, Cursor,
+        GcReport, Hold, Incarnation, Invariant, Known, LeaseInfo, Leaving, Longest, Malloc, Mark, Order, OriginInfo,
+        Ownership, Place, Pool, PoolInfo, PoolSettings, Quarantined, Removal, ResourceState, Retired, SnapshotPage,
+        SyncForesight, SyncOptions, SyncOutcome, Violation,
     },
     time::{BootInstant, MAX_DURATION, Timestamp, Ttl},
 };

@@ -140,6 +140,10 @@ scripts! {
     INFO = "info", Safe, Read, [];
     SCAN = "scan", Safe, Read, [];
     SNAPSHOT = "snapshot", Safe, Read, [];
+    // The same, by those who only look: flagged so that Redis itself lets them write nothing.
+    FORESEE_CONFIGURE = "configure", Safe, Read, [];
+    FORESEE_SYNC = "begin_sync", Safe, Read, [ORIGINS];
+    PERMISSIONS = "permissions", Safe, Read, [];
     CHECK = "check", Safe, Read, [SETTLE, RECLAIM, ORIGINS];
 }
 

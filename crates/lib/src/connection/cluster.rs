@@ -71,6 +71,20 @@ impl Cluster {
         }
     }
 
+    /// Every server that owns a slot, as far as is known, sorted by address.
+    pub(super) fn owners(&self) -> Vec<Arc<Link>> {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let mut owners: Vec<_> = map.owners.values().cloned().collect();
+        owners.sort_by(|a, b| a.name().cmp(b.name()));
+        owners.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        owners
+    }
+
+    /// How to log in to each of the servers.
+    pub(super) fn server(&self) -> &ConnectionInfo {
+        &self.server
+    }
+
     /// Believes a MOVED at once, and asks for the whole map: slots seldom move alone.
     pub(super) fn moved(self: &Arc<Self>, key: Option<&[u8]>, address: Address, by: &Link) {
         let link = self.link(address, by);

@@ -24,7 +24,7 @@ use redis::{Cmd, Value};
 use self::{
     call::Call,
     cluster::Cluster,
-    endpoint::{Endpoint, Kind},
+    endpoint::{Endpoint, Kind, at},
     link::{Link, Target, Trouble, Wire},
     sentinel::Sentinels,
 };
@@ -192,6 +192,32 @@ impl Connection {
             patience: Duration::ZERO,
         };
         call.make(&self.inner.router, &command).await
+    }
+
+    /// A way to each single server that may be written to: one, or those of a Cluster.
+    pub(crate) fn servers(&self) -> Vec<Self> {
+        match &self.inner.router {
+            Router::One(link) => vec![self.only(Arc::clone(link))],
+            Router::Cluster(cluster) => cluster.owners().into_iter().map(|link| self.only(link)).collect(),
+        }
+    }
+
+    /// A way to another server of the same deployment, with the same login.
+    pub(crate) fn beside(&self, host: &str, port: u16) -> Self {
+        let limit = self.inner.options.connect_timeout;
+        let login = match &self.inner.router {
+            Router::Cluster(cluster) => cluster.server(),
+            Router::One(link) => match link.target() {
+                Target::Server(server) => server,
+                Target::Sentinel(sentinels) => sentinels.server(),
+            },
+        };
+        self.only(Arc::new(Link::new(Target::Server(at(login, host, port)), limit)))
+    }
+
+    fn only(&self, link: Arc<Link>) -> Self {
+        let description = link.name().to_owned();
+        Self { inner: Arc::new(Inner { router: Router::One(link), options: self.inner.options, description }) }
     }
 
     /// The URL without user, password and options, for logs.

@@ -38,6 +38,11 @@ impl Sentinels {
         Self { peers: sentinels.into_iter().map(link).collect(), master, server, limit, latest: Mutex::default() }
     }
 
+    /// How to log in to the master, wherever it is.
+    pub(super) fn server(&self) -> &ConnectionInfo {
+        &self.server
+    }
+
     pub(super) fn describe(&self) -> String {
         format!("the master {:?} by Sentinel", self.master)
     }

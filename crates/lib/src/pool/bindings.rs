@@ -47,6 +47,8 @@ pub struct Binding {
     pub policy: BindPolicy,
     /// Whether a declaration stands behind it.
     pub declared: bool,
+    /// How long it lasts from when it was made or refreshed; `None`: until it is removed.
+    pub ttl: Option<Duration>,
     /// When it ends; `None`: when it is removed.
     pub expires_at: Option<Timestamp>,
     /// Whether its time is over. A declared one is then still listed, so that its declaration is not applied again.
@@ -61,9 +63,25 @@ fn parse(name: &str, record: &str) -> Option<Binding> {
         resource: ResourceKey::new(record.get(14..)?).ok()?,
         policy: if matches!(kind, 'q' | 'r' | 'R') { BindPolicy::Required } else { BindPolicy::Preferred },
         declared: matches!(kind, 'd' | 'r' | 'D' | 'R'),
+        ttl: record.get(1..14)?.parse().ok().filter(|&ms| ms > 0).map(Duration::from_millis),
         expires_at: None,
         ended: kind.is_ascii_uppercase(),
     })
+}
+
+impl Binding {
+    /// Whether declaring it again, of this resource and with these options, would change nothing. What ended by its time
+    /// stays ended.
+    pub fn is_as_declared(&self, resource: &ResourceKey, options: &BindOptions) -> bool {
+        let BindOptions { ttl, policy, declared } = options;
+        // A time to live without an end is what a call that failed half-way leaves behind.
+        let has_its_end = self.ended || ttl.is_none() || self.expires_at.is_some();
+        *declared
+            && self.declared
+            && self.resource == *resource
+            && (self.policy, self.ttl) == (*policy, *ttl)
+            && has_its_end
+    }
 }
 
 impl Pool {

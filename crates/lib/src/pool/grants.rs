@@ -41,11 +41,11 @@ struct Holder<'a> {
 #[must_use = "a request does nothing until it is awaited"]
 #[derive(Debug, Clone)]
 pub struct Malloc {
-    pool: Pool,
+    pub(crate) pool: Pool,
     ttl: Ttl,
-    binding: Option<String>,
+    pub(crate) binding: Option<String>,
     owner: Option<String>,
-    keep_alive: bool,
+    pub(crate) keep_alive: bool,
 }
 
 impl Malloc {

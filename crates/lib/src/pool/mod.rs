@@ -3,6 +3,7 @@
 
 mod bindings;
 mod check;
+mod foresee;
 mod grants;
 mod items;
 mod quarantine;
@@ -15,11 +16,12 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 pub use self::{
     bindings::{BindOptions, BindPolicy, Binding},
     check::{Invariant, Violation},
+    foresee::{Leaving, SyncForesight},
     grants::{GcReport, Malloc},
     quarantine::{Cause, Mark, Quarantined},
     settings::{
-        Configured, Counters, Counts, Hold, Incarnation, Known, Longest, Order, OriginInfo, Ownership, PoolInfo,
-        PoolSettings, Retired,
+        ConfigureForesight, Configured, Counters, Counts, Hold, Incarnation, Known, Longest, Order, OriginInfo,
+        Ownership, PoolInfo, PoolSettings, Retired,
     },
     snapshot::{Cursor, LeaseInfo, Place, ResourceState, SnapshotPage},
     sync::{Removal, SyncOptions, SyncOutcome},

@@ -110,6 +110,23 @@ impl Pool {
         cause: Cause,
     ) -> Result<Quarantined> {
         let key = ResourceKey::new(key)?;
+        self.mark(&key, duration, reason, cause, false).await
+    }
+
+    /// Like [`quarantine`](Self::quarantine) for [`Cause::Manual`], but what an operator has quarantined for longer is
+    /// left as it is: a program that found it broken knows less.
+    pub(crate) async fn quarantine_at_least(&self, key: &ResourceKey, duration: Duration, reason: &str) -> Result<()> {
+        self.mark(key, Some(duration), reason, Cause::Manual, true).await.map(drop)
+    }
+
+    async fn mark(
+        &self,
+        key: &ResourceKey,
+        duration: Option<Duration>,
+        reason: &str,
+        cause: Cause,
+        at_least: bool,
+    ) -> Result<Quarantined> {
         let duration = duration.map_or(Ok(-1), |duration| millis("duration of the quarantine", duration))?;
         if reason.len() > MAX_REASON {
             return Err(Error::Invalid {
@@ -118,7 +135,7 @@ impl Pool {
                 allowed: format!("at most {MAX_REASON} bytes"),
             });
         }
-        let args = [text(key.as_str()), text(cause.as_str()), owned(duration), text(reason)];
+        let args = [text(key.as_str()), text(cause.as_str()), owned(duration), text(reason), owned(u8::from(at_least))];
         let mut reply = self.call(&script::QUARANTINE, &args).await?;
         Ok(Quarantined { in_effect: reply.int()? == 1 })
     }

@@ -182,6 +182,17 @@ pub struct Configured {
     pub longest: Longest,
 }
 
+/// What [`Pool::foresee_configure`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConfigureForesight {
+    /// Whether the pool does not exist yet.
+    pub created: bool,
+    /// Whether anything would be written.
+    pub changed: bool,
+    /// Whether Redis has lost the remembered pool: what is refilled would be held back for a while.
+    pub recovered: bool,
+}
+
 /// A pool as it is now.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -298,26 +309,9 @@ impl Pool {
         if registered.is_none() {
             self.client().register(self.name(), fresh.as_str()).await?;
         }
-        let mut args: Args<'_> = vec![text(fresh.as_str()), text(manager)];
-        match ownership.known {
-            Some(known) => args.extend([text(known.incarnation.as_str()), owned(known.longest.to_millis())]),
-            None => args.extend([text(""), text("")]),
-        }
-        for (field, value) in &fields {
-            args.extend([text(field), text(value)]);
-        }
+        let args = configure_args(fresh.as_str(), &fields, ownership);
         let mut reply = self.send(&script::CONFIGURE, &args, false).await?;
-        let status = reply.text()?;
-        if status == "manager" {
-            return Err(Error::ManagerConflict {
-                pool: self.name().clone(),
-                manager: manager.to_owned(),
-                found: reply.text()?,
-            });
-        }
-        if let Some(error) = self.status(&status, &mut reply)? {
-            return Err(error);
-        }
+        self.read_configured(&mut reply, manager)?;
         let (created, changed, recovered) = (reply.int()? == 1, reply.int()? == 1, reply.int()? == 1);
         let incarnation = Incarnation(reply.text()?);
         let longest = Longest::from_millis(reply.int()?);
@@ -337,6 +331,35 @@ impl Pool {
             self.set_meta(&[("reorder", "0")]).await?;
         }
         Ok(Configured { created, changed, recovered, incarnation, longest })
+    }
+
+    /// What [`configure`](Self::configure) would do now. Writes nothing.
+    ///
+    /// # Errors
+    /// As `configure`.
+    pub async fn foresee_configure(
+        &self,
+        settings: &PoolSettings,
+        ownership: &Ownership<'_>,
+    ) -> Result<ConfigureForesight> {
+        let fields = settings.fields()?;
+        let args = configure_args("", &fields, ownership);
+        let mut reply = self.send(&script::FORESEE_CONFIGURE, &args, false).await?;
+        self.read_configured(&mut reply, ownership.manager.unwrap_or(""))?;
+        Ok(ConfigureForesight { created: reply.int()? == 1, changed: reply.int()? == 1, recovered: reply.int()? == 1 })
+    }
+
+    /// The status of configuring.
+    fn read_configured(&self, reply: &mut Reply, manager: &str) -> Result<()> {
+        let status = reply.text()?;
+        if status == "manager" {
+            return Err(Error::ManagerConflict {
+                pool: self.name().clone(),
+                manager: manager.to_owned(),
+                found: reply.text()?,
+            });
+        }
+        self.status(&status, reply)?.map_or(Ok(()), Err)
     }
 
     /// Makes this declaration the pool's manager, whoever it was before, and returns that.
@@ -449,6 +472,22 @@ impl Pool {
         let args: Args<'_> = fields.iter().flat_map(|(field, value)| [text(field), text(value)]).collect();
         self.call(&script::SET_META, &args).await?.text()
     }
+}
+
+fn configure_args<'a>(
+    incarnation: &'a str,
+    fields: &'a [(&'static str, String); 6],
+    ownership: &Ownership<'a>,
+) -> Args<'a> {
+    let mut args: Args<'_> = vec![text(incarnation), text(ownership.manager.unwrap_or(""))];
+    match ownership.known {
+        Some(known) => args.extend([text(known.incarnation.as_str()), owned(known.longest.to_millis())]),
+        None => args.extend([text(""), text("")]),
+    }
+    for (field, value) in fields {
+        args.extend([text(field), text(value)]);
+    }
+    args
 }
 
 fn origins(stored: &[(String, String)], reply: &Reply) -> Result<BTreeMap<Origin, OriginInfo>> {

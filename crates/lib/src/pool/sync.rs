@@ -86,37 +86,10 @@ impl Pool {
     /// [`Error::Superseded`] when a later synchronisation of this origin began meanwhile, [`Error::Invalid`] for an item
     /// that is listed twice or does not fit: nothing is written then.
     pub async fn sync(&self, origin: &Origin, items: Vec<Item>, options: &SyncOptions) -> Result<SyncOutcome> {
-        if options.max_shrink_percent > 100 {
-            return Err(Error::Invalid {
-                what: "most percent that may leave",
-                found: options.max_shrink_percent.to_string(),
-                allowed: "0 to 100".to_owned(),
-            });
-        }
-        let mut desired: HashMap<&ResourceKey, Encoded> = HashMap::with_capacity(items.len());
-        let mut digest = Sha256::new();
-        for item in &items {
-            let encoded = item.encode()?;
-            for part in [item.key.as_str(), &encoded.priority, &encoded.position, &encoded.facts] {
-                digest.update(part.len().to_be_bytes());
-                digest.update(part);
-            }
-            if desired.insert(&item.key, encoded).is_some() {
-                return Err(Error::Invalid {
-                    what: "list of items",
-                    found: format!("{} twice", item.key),
-                    allowed: "each resource once".to_owned(),
-                });
-            }
-        }
-        let digest = digest.finalize().iter().take(16).fold(String::new(), |mut text, byte| {
-            // Writing to a String never fails.
-            let _ = write!(text, "{byte:02x}");
-            text
-        });
-
+        options.check()?;
+        let desired = Declared::read(&items)?;
         let name = origin.to_string();
-        let args = [text(&name), text(&digest), owned(items.len()), owned(options.max_shrink_percent)];
+        let args = [text(&name), text(&desired.digest), owned(items.len()), owned(options.max_shrink_percent)];
         let mut reply = self.call(&script::BEGIN_SYNC, &args).await?;
         let ticket = match reply.text()?.as_str() {
             "unchanged" => return Ok(SyncOutcome::Unchanged),
@@ -135,13 +108,10 @@ impl Pool {
         let mut gone = Vec::new();
         self.scan(keys::ITEMS, |key, text| {
             let key = ResourceKey::new(key)?;
-            let record = Record::parse(&text).filter(|record| record.origins.contains(origin));
-            match (desired.get_key_value(&key), record) {
-                (Some((key, encoded)), Some(record)) if record.says(encoded) => {
-                    settled.insert(key);
-                }
-                (None, Some(_)) => gone.push(key),
-                _ => {}
+            match desired.standing(&key, Record::parse(&text).as_ref(), origin) {
+                Standing::AsDeclared(key) => drop(settled.insert(key)),
+                Standing::Gone => gone.push(key),
+                Standing::Other => {}
             }
             Ok(())
         })
@@ -149,12 +119,12 @@ impl Pool {
         let changed: Vec<_> = items
             .iter()
             .filter(|item| !settled.contains(&item.key))
-            .filter_map(|item| Some((&item.key, desired.get(&item.key)?.clone())))
+            .filter_map(|item| Some((&item.key, desired.items.get(&item.key)?.clone())))
             .collect();
         // New ones first: a declaration that replaces everything never leaves the pool empty.
         let (added, updated) = self.upsert(origin, &ticket, &changed).await?;
         let removed = self.remove(&name, &ticket, options.removal, &gone).await?;
-        let args = [text(&name), text(&ticket), text(&digest), owned(items.len())];
+        let args = [text(&name), text(&ticket), text(&desired.digest), owned(items.len())];
         let mut reply = self.send(&script::FINISH_SYNC, &args, false).await?;
         self.read_chunk(&mut reply, &name)?;
         Ok(SyncOutcome::Applied {
@@ -164,5 +134,71 @@ impl Pool {
             draining: removed.draining,
             revoked: removed.revoked,
         })
+    }
+}
+
+impl SyncOptions {
+    pub(super) fn check(self) -> Result<()> {
+        if self.max_shrink_percent > 100 {
+            return Err(Error::Invalid {
+                what: "most percent that may leave",
+                found: self.max_shrink_percent.to_string(),
+                allowed: "0 to 100".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What an origin declares: each item as scripts take it, and a digest of all.
+pub(super) struct Declared<'a> {
+    pub(super) items: HashMap<&'a ResourceKey, Encoded>,
+    pub(super) digest: String,
+}
+
+/// What an item that Redis has is to a synchronisation.
+pub(super) enum Standing<'a> {
+    /// It is as it should be.
+    AsDeclared(&'a ResourceKey),
+    /// The origin does not declare it any more.
+    Gone,
+    /// It is to be written, or another origin's alone.
+    Other,
+}
+
+impl<'a> Declared<'a> {
+    pub(super) fn read(items: &'a [Item]) -> Result<Self> {
+        let mut encoded_items = HashMap::with_capacity(items.len());
+        let mut digest = Sha256::new();
+        for item in items {
+            let encoded = item.encode()?;
+            for part in [item.key.as_str(), &encoded.priority, &encoded.position, &encoded.facts] {
+                digest.update(part.len().to_be_bytes());
+                digest.update(part);
+            }
+            if encoded_items.insert(&item.key, encoded).is_some() {
+                return Err(Error::Invalid {
+                    what: "list of items",
+                    found: format!("{} twice", item.key),
+                    allowed: "each resource once".to_owned(),
+                });
+            }
+        }
+        let digest = digest.finalize().iter().take(16).fold(String::new(), |mut text, byte| {
+            // Writing to a String never fails.
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
+        Ok(Self { items: encoded_items, digest })
+    }
+
+    /// Of an item that Redis has.
+    pub(super) fn standing(&self, key: &ResourceKey, record: Option<&Record>, origin: &Origin) -> Standing<'a> {
+        let record = record.filter(|record| record.origins.contains(origin));
+        match (self.items.get_key_value(key), record) {
+            (Some((key, encoded)), Some(record)) if record.says(encoded) => Standing::AsDeclared(key),
+            (None, Some(_)) => Standing::Gone,
+            _ => Standing::Other,
+        }
     }
 }

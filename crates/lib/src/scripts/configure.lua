@@ -1,6 +1,6 @@
 -- Creates a pool or changes its settings; writes nothing when nothing differs. Needs only the prelude.
 --
--- ARGV: new incarnation, manager ('' = none), known incarnation ('' = none), known longest TTL (ms; -1 = permanent; '' = none),
+-- ARGV: new incarnation ('' = look only, write nothing), manager ('' = none), known incarnation ('' = none), known longest TTL (ms; -1 = permanent; '' = none),
 -- then pairs of settings: field, value.
 -- Returns {'ok', created, changed, recovered, incarnation, longest, reorder, hold back} or {'manager', the one found}.
 --
@@ -66,6 +66,6 @@ for k, field in ipairs(fields) do
 end
 if manager ~= '' and meta[2] ~= manager then write('manager', manager) end
 if created then write('incarnation', incarnation) else incarnation = meta[3] end
-if #writes > 0 then call('HSET', META, unpack(writes)) end
+if #writes > 0 and ARGV[1] ~= '' then call('HSET', META, unpack(writes)) end
 return { 'ok', created and 1 or 0, #writes > 0 and 1 or 0, recovered and 1 or 0, incarnation, format('%.0f', longest),
   meta[7] == '1' and 1 or 0, meta[8] == '1' and 1 or 0 }
