@@ -59,8 +59,9 @@ impl Replica {
     /// # Errors
     /// When the server refuses.
     pub async fn promote(&self) -> Result<()> {
-        self.link.refuse();
+        // Before the link refuses: that lets go of what it held back.
         self.server.cmd::<()>(&["REPLICAOF", "NO", "ONE"]).await?;
+        self.link.refuse();
         self.server.cmd(&["CONFIG", "REWRITE"]).await
     }
 

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, sync::Mutex};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::{CONFIG, LOG, Process, RDB, SOCKET, Server};
+use super::{CONFIG, LOG, RDB, SOCKET, Server, launch};
 use crate::{Flavor, ports};
 
 /// How often another port is tried when one was taken between the choice and the start.
@@ -82,7 +82,7 @@ impl Builder {
         let directory = TempDir::with_prefix("e2e-")?;
         let config = directory.path().join(CONFIG);
         fs::write(&config, self.config(port)?).with_context(|| format!("cannot write {}", config.display()))?;
-        let process = Process::start(&self.flavor.binary()?, directory.path(), self.sentinel)?;
+        let process = launch(self.flavor, directory.path(), self.sentinel)?;
         Ok(Server { flavor: self.flavor, port, sentinel: self.sentinel, directory, process: Mutex::new(Some(process)) })
     }
 

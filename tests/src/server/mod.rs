@@ -1,7 +1,6 @@
 //! One server on 127.0.0.1: its life, its data on disk, its configuration. It must not know what a test stores in it.
 
 mod builder;
-mod process;
 
 use std::{
     fs,
@@ -15,9 +14,9 @@ use redis::{AsyncConnectionConfig, ConnectionAddr, FromRedisValue, IntoConnectio
 use tempfile::TempDir;
 
 pub use self::builder::Builder;
-use self::process::Process;
 use crate::{
     Flavor,
+    process::Process,
     stats::{self, CommandStats, SlowCommand},
     wait::eventually,
 };
@@ -140,7 +139,7 @@ impl Server {
     /// When it does not answer again; then with the end of its log.
     pub async fn restart(&self) -> Result<()> {
         self.kill();
-        let process = Process::start(&self.flavor.binary()?, self.directory.path(), self.sentinel)?;
+        let process = launch(self.flavor, self.directory.path(), self.sentinel)?;
         *self.lock() = Some(process);
         self.wait_until_it_answers().await
     }
@@ -296,6 +295,12 @@ impl Server {
     fn lock(&self) -> MutexGuard<'_, Option<Process>> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Starts the binary with the configuration file in its directory.
+fn launch(flavor: Flavor, directory: &Path, sentinel: bool) -> Result<Process> {
+    let arguments = std::iter::once(CONFIG).chain(sentinel.then_some("--sentinel"));
+    Process::start(&flavor.binary()?, directory, LOG, arguments)
 }
 
 const NOT_RUNNING: &str = "the server was killed and not restarted";

@@ -1,6 +1,7 @@
 //! A child process that never outlives the test process. It must not know that it is a server.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::Write,
     path::Path,
@@ -9,8 +10,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
-
-use super::{CONFIG, LOG};
 
 /// Becomes the server (`exec`), and leaves a watchdog behind that waits on a pipe from the test process. A line on the
 /// pipe dismisses the watchdog; its end without one means that the test process died, and the server must follow, with
@@ -24,24 +23,29 @@ exec 3<&0
 exec "$0" "$@" 3<&- </dev/null
 "#;
 
+/// A child process; it is killed when this value is dropped.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     watchdog: Option<ChildStdin>,
 }
 
 impl Process {
-    /// Runs `binary` in `directory`, a temporary one, with the configuration file there.
-    pub(super) fn start(binary: &Path, directory: &Path, sentinel: bool) -> Result<Self> {
-        // A server that refuses its configuration says so before it opens its log: both end up in one file.
-        let log = File::options().create(true).append(true).open(directory.join(LOG)).context("cannot open the log")?;
+    /// Runs `binary` in `directory`, a temporary one; what it prints goes to the file `log` there.
+    pub(crate) fn start(
+        binary: &Path,
+        directory: &Path,
+        log: &str,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Result<Self> {
+        // Redis refuses its configuration before it opens its log, which is this file: both ends up there.
+        let log = File::options().create(true).append(true).open(directory.join(log)).context("cannot open the log")?;
         let mut child = Command::new("sh")
             .arg("-c")
             .arg(LAUNCH)
             .arg(binary)
             .arg(directory)
-            .arg(CONFIG)
-            .args(sentinel.then_some("--sentinel"))
+            .args(arguments)
             .current_dir(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -52,20 +56,20 @@ impl Process {
         Ok(Self { child, watchdog })
     }
 
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// How the process ended, if it did.
-    pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    pub(super) fn pause(&self) -> Result<()> {
+    pub(crate) fn pause(&self) -> Result<()> {
         self.signal(Signal::STOP)
     }
 
-    pub(super) fn resume(&self) -> Result<()> {
+    pub(crate) fn resume(&self) -> Result<()> {
         self.signal(Signal::CONT)
     }
 
