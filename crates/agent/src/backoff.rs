@@ -23,6 +23,11 @@ impl Backoff {
         most.mul_f64(0.5 + random() / 2.0)
     }
 
+    /// Whether nothing has failed since it last succeeded.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.failures == 0
+    }
+
     /// It succeeded.
     pub(crate) fn forget(&mut self) {
         self.failures = 0;

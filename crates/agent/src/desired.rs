@@ -4,7 +4,7 @@
 //! only several together, is judged here as well, the same for every source.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map},
     sync::Arc,
     time::Duration,
 };
@@ -24,12 +24,19 @@ pub(crate) struct Desired {
     pub(crate) unpooled: Vec<DesiredBinding>,
     /// Bindings that contradict others.
     pub(crate) refused: Vec<(DesiredBinding, Refusal)>,
+    /// Pools that are being deleted, and how.
+    pub(crate) deleting: BTreeMap<PoolName, DeletionPolicy>,
+    /// Pools that are declared in a way that can't be used, or some of whose bindings are: what is not declared of them
+    /// is not known to be undeclared.
+    pub(crate) partial: BTreeSet<PoolName>,
 }
 
 /// A pool as it is to be.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DesiredPool {
     pub(crate) name: PoolName,
+    /// Which edit of its object this is, where objects count them.
+    pub(crate) generation: Option<i64>,
     spec: ResourcePoolSpec,
     pub(crate) bindings: Vec<DesiredBinding>,
 }
@@ -39,6 +46,8 @@ pub(crate) struct DesiredPool {
 pub(crate) struct DesiredBinding {
     /// The name of the object, in the pool's namespace.
     pub(crate) object: String,
+    /// Which edit of the object this is, where objects count them.
+    pub(crate) generation: Option<i64>,
     pub(crate) pool: PoolName,
     pub(crate) name: BindingName,
     pub(crate) resource: ResourceKey,
@@ -57,6 +66,11 @@ pub(crate) struct Refusal {
 }
 
 impl Desired {
+    /// Whether anything is said of a pool.
+    pub(crate) fn mentions(&self, pool: &PoolName) -> bool {
+        self.pools.contains_key(pool) || self.deleting.contains_key(pool) || self.partial.contains(pool)
+    }
+
     /// Puts objects together. Of two that contradict each other, the later one is refused.
     ///
     /// # Errors
@@ -70,7 +84,8 @@ impl Desired {
                     let name = PoolName::new(&object.namespace(), &object.name())?;
                     if let btree_map::Entry::Vacant(entry) = pools.entry(name) {
                         let name = entry.key().clone();
-                        entry.insert(DesiredPool { name, spec: pool.spec.clone(), bindings: Vec::new() });
+                        let generation = pool.metadata.generation;
+                        entry.insert(DesiredPool { name, generation, spec: pool.spec.clone(), bindings: Vec::new() });
                     }
                 }
                 Object::SoftBinding(binding) => bindings.push(DesiredBinding::new(&object.namespace(), binding)?),
@@ -142,6 +157,7 @@ impl DesiredBinding {
     fn new(namespace: &str, binding: &SoftBinding) -> Result<Self, Error> {
         Ok(Self {
             object: binding.metadata.name.clone().unwrap_or_default(),
+            generation: binding.metadata.generation,
             pool: PoolName::new(namespace, &binding.spec.pool_ref.name)?,
             name: BindingName::new(binding.binding_name())?,
             resource: ResourceKey::new(&binding.spec.resource_name)?,

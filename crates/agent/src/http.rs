@@ -73,7 +73,7 @@ impl Readiness {
     }
 
     /// What is not fine, or what the agent does when all is.
-    fn verdict(&self) -> Result<&'static str, String> {
+    pub(crate) fn verdict(&self) -> Result<&'static str, String> {
         let parts = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         // A follower has nothing to reconcile until it leads.
         let work = parts.work.as_ref().filter(|_| parts.role != Role::Follower);

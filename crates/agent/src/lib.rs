@@ -14,6 +14,7 @@ mod embedded;
 mod http;
 mod leader;
 mod metrics;
+mod notice;
 mod probe;
 mod reconcile;
 mod source;

@@ -74,6 +74,7 @@ pub(crate) struct Metrics {
     quarantines: Family<PoolLabels, Counter>,
     reconciles: HistogramFamily<ResultLabels>,
     errors: Family<CategoryLabels, Counter>,
+    kubernetes_errors: Family<CategoryLabels, Counter>,
     gc: Histogram,
     reclaimed: Family<KindLabels, Counter>,
     probes: HistogramFamily<ResultLabels>,
@@ -133,12 +134,25 @@ impl Metrics {
             quarantines: register!("pool_quarantines", "Times a resource was quarantined", Family::default()),
             reconciles: register!("reconcile_duration", "Time of one reconciliation of a pool", seconds durations_family()),
             errors: register!("reconcile_errors", "Failed reconciliations by kind of error", Family::default()),
+            kubernetes_errors: register!(
+                "kubernetes_errors",
+                "Failed requests to the Kubernetes API by kind of error",
+                Family::default()
+            ),
             gc: register!("gc_duration", "Time of one collection in a pool", seconds durations()),
             reclaimed: register!("gc_reclaimed", "What collections reclaimed", Family::default()),
             probes: register!("probe_duration", "Time of one probe of a resource", seconds durations_family()),
             probes_running: register!("probes_running", "Probes that run now", Gauge::default()),
-            files_fine: register!("source_files", "Files of manifests that are taken as they stand", Gauge::default()),
-            files_failed: register!("source_files_failed", "Files of manifests with errors", Gauge::default()),
+            files_fine: register!(
+                "source_files",
+                "Files of manifests, or objects in Kubernetes, that are taken as they stand",
+                Gauge::default()
+            ),
+            files_failed: register!(
+                "source_files_failed",
+                "Files of manifests, or objects in Kubernetes, with errors",
+                Gauge::default()
+            ),
             redis_up: register!("redis_up", "Whether Redis answers", Gauge::default()),
             leader: register!("leader", "Whether this agent leads", Gauge::default()),
             registry: Arc::default(),
@@ -209,6 +223,10 @@ impl Metrics {
         if let Some(category) = error {
             self.errors.get_or_create(&CategoryLabels { category }).inc();
         }
+    }
+
+    pub(crate) fn kubernetes_failed(&self, category: &'static str) {
+        self.kubernetes_errors.get_or_create(&CategoryLabels { category }).inc();
     }
 
     pub(crate) fn collected(&self, took: Duration, leases: usize, quarantines: usize, bindings: usize) {

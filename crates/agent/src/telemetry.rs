@@ -46,10 +46,11 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A bare level is that of this project; libraries below it stay at `warn`, where they say what concerns an operator.
+/// A bare level is that of this project; libraries below it stay at `warn`, where they say what concerns an operator. Each
+/// failed request to the Kubernetes API is told by whoever made it.
 fn with_target(filter: &str) -> String {
     match filter.parse::<LevelFilter>() {
-        Ok(level) => format!("warn,redis_allocator={level},redis_allocator_agent={level}"),
+        Ok(level) => format!("warn,kube_client=off,redis_allocator={level},redis_allocator_agent={level}"),
         Err(_) => filter.to_owned(),
     }
 }
@@ -60,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_level_is_this_projects_and_anything_else_is_taken_as_it_is() {
-        assert_eq!(with_target("debug"), "warn,redis_allocator=debug,redis_allocator_agent=debug");
+        assert_eq!(with_target("debug"), "warn,kube_client=off,redis_allocator=debug,redis_allocator_agent=debug");
         assert_eq!(with_target("info,redis=debug"), "info,redis=debug");
     }
 }

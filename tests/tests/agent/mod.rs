@@ -1,5 +1,5 @@
-//! A running agent with a directory of manifests, as a test sees it: files it edits, a process it stops or kills, the
-//! log, `/readyz` and `/metrics`. It must not know what the manifests say.
+//! A running agent, as a test sees it: manifests it reads from a directory or a cluster, a process that is stopped or
+//! killed, the log, `/readyz` and `/metrics`. It must not know what the manifests say.
 
 #![allow(dead_code, reason = "each test file uses some of it")]
 
@@ -49,7 +49,7 @@ impl Site {
 
     /// Starts an agent on these directories.
     pub(crate) fn agent(&self, arguments: &[&str]) -> Result<Agent> {
-        Agent::start(&self.pools(), &self.state(), arguments, None)
+        Agent::start(Declared::Files(&self.pools()), &self.state(), arguments, None)
     }
 
     /// Starts an agent with a private server of this binary.
@@ -59,13 +59,22 @@ impl Site {
 
     /// The same, with another state directory.
     pub(crate) fn embedded_agent_at(&self, server: &Path, state: &Path) -> Result<Agent> {
-        Agent::start(&self.pools(), state, &["--embedded"], Some(server))
+        Agent::start(Declared::Files(&self.pools()), state, &["--embedded"], Some(server))
     }
 
     /// Starts an agent that reads the same manifests and has a state directory of its own.
     pub(crate) fn another_agent(&self, arguments: &[&str]) -> Result<Agent> {
-        Agent::start(&self.pools(), &self.dir.path().join("other-state"), arguments, None)
+        Agent::start(Declared::Files(&self.pools()), &self.dir.path().join("other-state"), arguments, None)
     }
+}
+
+/// Where an agent finds what is declared.
+#[derive(Clone, Copy)]
+enum Declared<'a> {
+    /// In a directory.
+    Files(&'a Path),
+    /// In the cluster of a kubeconfig.
+    Kubernetes(&'a Path),
 }
 
 pub(crate) struct Agent {
@@ -75,13 +84,21 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    fn start(pools: &Path, state: &Path, arguments: &[&str], server: Option<&Path>) -> Result<Self> {
+    /// Starts an agent on the cluster of a kubeconfig.
+    pub(crate) fn in_kubernetes(kubeconfig: &Path, state: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start(Declared::Kubernetes(kubeconfig), state, arguments, None)
+    }
+
+    fn start(declared: Declared, state: &Path, arguments: &[&str], server: Option<&Path>) -> Result<Self> {
         fs::create_dir_all(state)?;
         let log = state.join("agent.log");
-        let child = program::redis_allocator()?
-            .arg("agent")
-            .arg("--config")
-            .arg(pools)
+        let mut command = program::redis_allocator()?;
+        command.arg("agent");
+        match declared {
+            Declared::Files(pools) => command.arg("--config").arg(pools),
+            Declared::Kubernetes(kubeconfig) => command.arg("--kubernetes").env("KUBECONFIG", kubeconfig),
+        };
+        let child = command
             .arg("--state-dir")
             .arg(state)
             .args(["--http-bind", "127.0.0.1:0", "--log-format", "json"])
@@ -184,6 +201,11 @@ impl Agent {
             Ok(())
         })
         .await
+    }
+
+    /// The process's id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {

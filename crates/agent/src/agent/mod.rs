@@ -1,42 +1,40 @@
 //! A running agent: its parts, started in the order in which they need each other, and stopped in the reverse one.
 //!
-//! Source → declarations → (while this agent leads) workers → Redis; statuses → state directory; all of them → readiness
-//! and metrics. Whatever is missing at the start is waited for: an agent that can't reach Redis runs, and says so.
+//! Source → declarations → (while this agent leads) workers → Redis; statuses → state directory, and in Kubernetes the
+//! objects; all of them → readiness and metrics. Whatever is missing at the start is waited for: an agent that can't reach
+//! Redis runs, and says so.
 
+mod kubernetes;
+mod lead;
 mod publish;
 mod redis;
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use redis_allocator::PoolName;
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::lead::{Cluster, Lead, remember};
 use crate::{
-    backoff::Backoff,
     board::Board,
-    complaint::Complaint,
     embedded::Embedded,
-    http::{self, Readiness, Role},
-    leader::{ASK, Leadership},
+    http::{self, Readiness},
     metrics::Metrics,
+    notice::{Notice, Notices},
     probe::{ProbeSettings, Prober},
     reconcile::{self, CONCURRENT},
-    source::{Declaration, files::FileSource},
-    state::{AgentFile, Memory, OccupiedDir, RememberedPool, StateDir},
+    source::{Declaration, files::FileSource, kubernetes::KubernetesSource},
+    state::{AgentFile, Memory, OccupiedDir, StateDir},
 };
 
 /// How long the parts may take to stop.
 const STOP: Duration = Duration::from_secs(10);
 /// How long an agent may take to see which pools of its embedded server are not leased.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How often a follower looks at the pools, to know as much as the leader should it have to take over.
-const OBSERVE: Duration = Duration::from_secs(30);
-
 /// Which Redis.
 #[derive(Debug, Clone)]
 pub(crate) enum Server {
@@ -44,15 +42,44 @@ pub(crate) enum Server {
     Embedded,
 }
 
+/// Where pools are declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Declared {
+    /// In the manifests of this directory.
+    Files(PathBuf),
+    /// As objects of the cluster that the environment names.
+    Kubernetes,
+}
+
+impl Declared {
+    /// The directory of manifests, if it is one.
+    fn dir(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Files(dir) => Some(dir),
+            Self::Kubernetes => None,
+        }
+    }
+}
+
+impl fmt::Display for Declared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files(dir) => write!(f, "files:{}", dir.display()),
+            Self::Kubernetes => f.write_str("kubernetes"),
+        }
+    }
+}
+
 /// How an agent runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    pub(crate) config: PathBuf,
+    pub(crate) declared: Declared,
     pub(crate) server: Server,
     pub(crate) state_dir: StateDir,
     pub(crate) http_bind: String,
     pub(crate) allow_empty: bool,
-    pub(crate) manager: String,
+    /// The identity under which pools are managed [default: that of the directory, or of the cluster].
+    pub(crate) manager: Option<String>,
     pub(crate) takeover: bool,
     pub(crate) probes: ProbeSettings,
 }
@@ -63,36 +90,31 @@ pub(crate) struct Settings {
 /// What keeps an agent from starting: its state directory is taken, its address is, its embedded server does not start.
 pub(crate) async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let occupied = settings.state_dir.occupy().await?;
-    let memory = Arc::new(Memory::load(&occupied)?);
     let listener = TcpListener::bind(&settings.http_bind)
         .await
         .with_context(|| format!("listening on {} failed: give another --http-bind", settings.http_bind))?;
     let http_address = listener.local_addr()?.to_string();
-
-    let metrics = Metrics::new();
-    let prober = Arc::new(Prober::new(settings.probes, metrics.clone()).context("preparing HTTP probes failed")?);
-    let readiness = Readiness::new();
-    let board = Arc::new(Board::default());
+    let shared = Shared {
+        memory: Arc::new(Memory::load(&occupied)?),
+        metrics: Metrics::new(),
+        readiness: Readiness::new(),
+        board: Arc::default(),
+    };
+    let Shared { memory, metrics, readiness, board } = shared.clone();
+    let (notices, told) = Notices::channel();
+    let notices = if settings.declared == Declared::Kubernetes { notices } else { Notices::default() };
+    let prober =
+        Arc::new(Prober::new(settings.probes, metrics.clone(), notices).context("preparing HTTP probes failed")?);
     // Parts that the last steps of others need are stopped after them.
     let (work, upkeep) = (Group::default(), Group::default());
 
     upkeep.spawn(|stop| http::serve(listener, readiness.clone(), metrics.clone(), stop));
-    let (pids, pid) = watch::channel(None);
-    let url = match &settings.server {
-        Server::Url(url) => url.clone(),
-        Server::Embedded => {
-            let embedded = Embedded::start(occupied.path()).await?;
-            pids.send_replace(embedded.pid());
-            let url = embedded.url();
-            upkeep.spawn(|stop| embedded.keep(pids, stop));
-            url
-        }
-    };
-
-    let (declarations, declared) = watch::channel(Arc::<Declaration>::default());
-    let source = FileSource { dir: settings.config.clone(), allow_empty: settings.allow_empty };
-    work.spawn(|stop| source.run(declarations, stop));
-    work.spawn(|stop| follow_source(declared.clone(), readiness.clone(), metrics.clone(), Arc::clone(&memory), stop));
+    let (url, server_pid) = server(&settings.server, &occupied, &upkeep).await?;
+    let (unreachable, redis_trouble) = watch::channel(None);
+    let (found, context) = watch::channel(None);
+    let lead = lead(&settings, &shared, &work, context, redis_trouble, told).await?;
+    let (declared, cluster) = (lead.declared.clone(), lead.cluster.as_ref().map(|cluster| cluster.client.clone()));
+    work.spawn(|stop| lead.run(stop));
     upkeep.spawn({
         let memory = Arc::clone(&memory);
         |stop| async move { memory.keep_on_disk(stop).await }
@@ -104,28 +126,36 @@ pub(crate) async fn run(settings: Settings, stop: CancellationToken) -> Result<(
         redis_url: matches!(settings.server, Server::Embedded).then(|| url.clone()),
         server_pid: None,
         http: http_address.clone(),
-        config: settings.config.clone(),
+        config: settings.declared.dir().cloned(),
         started_at: jiff::Timestamp::now(),
     };
-    write_agent(&occupied, &agent_file, *pid.borrow());
-    upkeep.spawn(|stop| follow_server(Arc::clone(&occupied), agent_file, pid, stop));
-    upkeep.spawn(|stop| {
-        publish::run(Arc::clone(&occupied), Arc::clone(&board), settings.manager.clone(), declared.clone(), stop)
-    });
+    write_agent(&occupied, &agent_file, *server_pid.borrow());
+    upkeep.spawn(|stop| follow_server(Arc::clone(&occupied), agent_file, server_pid, stop));
     tracing::info!(
-        config = %settings.config.display(), manager = settings.manager, http = http_address,
-        state_dir = %occupied.path().display(), embedded = matches!(settings.server, Server::Embedded),
-        "agent started"
+        declared = %settings.declared, http = http_address, state_dir = %occupied.path().display(),
+        embedded = matches!(settings.server, Server::Embedded), "agent started"
     );
 
-    let connecting = redis::connect(&url, &readiness, &metrics);
-    if let Some(client) = stop.run_until_cancelled(connecting).await {
-        let client = client?;
+    let connecting = async {
+        let manager = match (settings.manager, cluster) {
+            (Some(manager), _) => manager,
+            (None, Some(cluster)) => kubernetes::manager(&cluster, &readiness).await,
+            (None, None) => settings.declared.to_string(),
+        };
+        tracing::info!(manager, "pools are managed under this identity");
+        upkeep.spawn(|stop| {
+            publish::run(Arc::clone(&occupied), Arc::clone(&board), manager.clone(), declared.clone(), stop)
+        });
+        let connected = redis::connect(&url, &readiness, &metrics, &unreachable).await;
+        connected.map(|client| (manager, client))
+    };
+    if let Some(connected) = stop.run_until_cancelled(connecting).await {
+        let (manager, client) = connected?;
         let (back, redis_back) = watch::channel(0);
         upkeep.spawn(|stop| redis::watch_over(client.clone(), readiness.clone(), metrics.clone(), back, stop));
         let ctx = Arc::new(reconcile::Context {
             client,
-            manager: settings.manager,
+            manager,
             takeover: settings.takeover,
             memory,
             board,
@@ -134,7 +164,7 @@ pub(crate) async fn run(settings: Settings, stop: CancellationToken) -> Result<(
             reconciling: Semaphore::new(CONCURRENT),
             redis_back,
         });
-        work.spawn(|stop| lead_and_follow(Arc::clone(&ctx), declared, readiness, stop));
+        found.send_replace(Some(Arc::clone(&ctx)));
         stop.cancelled().await;
         tracing::info!("stopping");
         work.stop().await;
@@ -148,6 +178,71 @@ pub(crate) async fn run(settings: Settings, stop: CancellationToken) -> Result<(
     upkeep.stop().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What all parts of an agent share.
+#[derive(Clone)]
+struct Shared {
+    memory: Arc<Memory>,
+    metrics: Metrics,
+    readiness: Readiness,
+    board: Arc<Board>,
+}
+
+/// What leading takes; files are read, and declared, from now on.
+async fn lead(
+    settings: &Settings,
+    shared: &Shared,
+    work: &Group,
+    context: watch::Receiver<Option<Arc<reconcile::Context>>>,
+    unreachable: watch::Receiver<Option<String>>,
+    notices: mpsc::Receiver<Notice>,
+) -> Result<Lead> {
+    let (declarations, declared) = watch::channel(Arc::<Declaration>::default());
+    let Shared { memory, metrics, readiness, board } = shared.clone();
+    let cluster = match &settings.declared {
+        Declared::Files(dir) => {
+            let source = FileSource { dir: dir.clone(), allow_empty: settings.allow_empty };
+            work.spawn(|stop| source.run(declarations, stop));
+            work.spawn(|stop| follow_source(declared.clone(), readiness.clone(), metrics.clone(), memory, stop));
+            None
+        }
+        Declared::Kubernetes => {
+            let kubernetes::Way { requests: client, watches, namespace } = kubernetes::way().await?;
+            let source = KubernetesSource {
+                client: client.clone(),
+                watches,
+                allow_empty: settings.allow_empty,
+                board: Arc::clone(&board),
+                memory,
+                metrics: metrics.clone(),
+                readiness: readiness.clone(),
+                unreachable,
+            };
+            Some(Cluster { client, namespace, source, declarations, notices })
+        }
+    };
+    Ok(Lead { context, declared, readiness, metrics, board, cluster })
+}
+
+/// The server's URL, and the process of one that was started for it.
+async fn server(
+    server: &Server,
+    occupied: &OccupiedDir,
+    upkeep: &Group,
+) -> Result<(String, watch::Receiver<Option<u32>>)> {
+    let (pids, pid) = watch::channel(None);
+    let url = match server {
+        Server::Url(url) => url.clone(),
+        Server::Embedded => {
+            let embedded = Embedded::start(occupied.path()).await?;
+            pids.send_replace(embedded.pid());
+            let url = embedded.url();
+            upkeep.spawn(|stop| embedded.keep(pids, stop));
+            url
+        }
+    };
+    Ok((url, pid))
 }
 
 /// Before an embedded server goes, and all pools with it: one that is not leased needs no hold when it is made anew.
@@ -191,133 +286,6 @@ impl Group {
             tracing::warn!("a part of the agent did not stop in time");
         }
     }
-}
-
-/// Leads whenever it can, again and again.
-async fn lead_and_follow(
-    ctx: Arc<reconcile::Context>,
-    mut declared: watch::Receiver<Arc<Declaration>>,
-    readiness: Readiness,
-    stop: CancellationToken,
-) {
-    // Leading before the manifests were read would mean to lead without knowing where to.
-    if stop.run_until_cancelled(declared.changed()).await.is_none() {
-        return;
-    }
-    declared.mark_changed();
-    let mut backoff = Backoff::default();
-    let mut complaint = Complaint::default();
-    let mut observed = None;
-    loop {
-        let asked = tokio::select! {
-            () = stop.cancelled() => return,
-            asked = Leadership::ask(&ctx.client, &ctx.manager) => asked,
-        };
-        let pause = match asked {
-            Ok(Some(leadership)) => {
-                complaint.is_over();
-                backoff.forget();
-                lead(&ctx, leadership, declared.clone(), &readiness, &stop).await;
-                continue;
-            }
-            Ok(None) => {
-                complaint.is_over();
-                backoff.forget();
-                readiness.set_role(Role::Follower);
-                if observed.is_none_or(|observed: tokio::time::Instant| observed.elapsed() > OBSERVE) {
-                    if observed.is_none() {
-                        tracing::info!("another agent leads; this one follows");
-                    }
-                    let desired = Arc::clone(&declared.borrow().desired);
-                    observe(&ctx, desired.pools.keys()).await;
-                    observed = Some(tokio::time::Instant::now());
-                }
-                ASK
-            }
-            Err(error) => {
-                let is_news = complaint.is_news(&error);
-                if !error.is_transient() {
-                    if is_news {
-                        tracing::error!("asking for the lead failed: {error}");
-                    }
-                    readiness.set_redis(Some(error.to_string()));
-                }
-                backoff.next()
-            }
-        };
-        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-            return;
-        }
-    }
-}
-
-/// Leads until told to stop, or until it must not any more.
-async fn lead(
-    ctx: &Arc<reconcile::Context>,
-    leadership: Leadership,
-    declared: watch::Receiver<Arc<Declaration>>,
-    readiness: &Readiness,
-    stop: &CancellationToken,
-) {
-    tracing::info!("leading");
-    ctx.metrics.set_leader(true);
-    ctx.board.set_leader(true);
-    readiness.set_role(Role::Leader);
-    let lost = leadership.lost();
-    let over = CancellationToken::new();
-    let settled = async {
-        // The workers begin with the first declaration, and say at once which pools are pending.
-        loop {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            if ctx.board.is_settled() {
-                readiness.set_work(None);
-                return std::future::pending::<()>().await;
-            }
-        }
-    };
-    let ending = async {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = lost.cancelled() => tracing::warn!("the lead is lost: this agent stops writing"),
-            () = settled => {}
-        }
-        over.cancel();
-    };
-    tokio::join!(reconcile::lead(Arc::clone(ctx), declared, over.clone()), ending);
-    ctx.metrics.set_leader(false);
-    ctx.board.set_leader(false);
-    readiness.set_role(Role::Candidate);
-    leadership.resign().await;
-}
-
-/// Remembers what the leader remembers, so that a follower knows it when it is needed.
-async fn observe(ctx: &reconcile::Context, pools: impl Iterator<Item = &PoolName>) {
-    for name in pools {
-        let Some(remembered) = ctx.memory.get(name) else {
-            if let Ok(pool) = ctx.client.pool(name.as_str())
-                && let Ok(info) = pool.info().await
-                && info.manager.as_deref() == Some(&ctx.manager)
-            {
-                remember(ctx, &info, redis_allocator_crd::DeletionPolicy::Drain);
-            }
-            continue;
-        };
-        if let Ok(pool) = ctx.client.pool(name.as_str())
-            && let Ok(info) = pool.info().await
-            && info.manager.as_deref() == Some(&ctx.manager)
-        {
-            remember(ctx, &info, remembered.deletion_policy);
-        }
-    }
-}
-
-fn remember(
-    ctx: &reconcile::Context,
-    info: &redis_allocator::PoolInfo,
-    deletion_policy: redis_allocator_crd::DeletionPolicy,
-) {
-    let known = redis_allocator::Known { incarnation: info.incarnation.clone(), longest: info.longest };
-    ctx.memory.remember(&info.name, RememberedPool { known, deletion_policy });
 }
 
 /// Has readiness and metrics say what the source says.

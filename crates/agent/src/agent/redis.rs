@@ -11,11 +11,16 @@ use crate::{backoff::Backoff, http::Readiness, metrics::Metrics};
 /// How often Redis is asked.
 const ASK: Duration = Duration::from_secs(2);
 
-/// Connects, however long it takes.
+/// Connects, however long it takes; `unreachable` hears what hinders it.
 ///
 /// # Errors
-/// Only what no waiting mends: a URL that is none, a server that evicts.
-pub(super) async fn connect(url: &str, readiness: &Readiness, metrics: &Metrics) -> Result<Client, Error> {
+/// Only what no waiting mends: a URL that is none.
+pub(super) async fn connect(
+    url: &str,
+    readiness: &Readiness,
+    metrics: &Metrics,
+    unreachable: &watch::Sender<Option<String>>,
+) -> Result<Client, Error> {
     let mut backoff = Backoff::default();
     let mut said = false;
     loop {
@@ -25,6 +30,7 @@ pub(super) async fn connect(url: &str, readiness: &Readiness, metrics: &Metrics)
                 tracing::info!(address = client.address(), server, "Redis answers");
                 readiness.set_redis(None);
                 metrics.set_redis_up(true);
+                unreachable.send_replace(None);
                 return Ok(client);
             }
             Err(error @ (Error::Invalid { .. } | Error::InvalidName { .. })) => return Err(error),
@@ -32,7 +38,14 @@ pub(super) async fn connect(url: &str, readiness: &Readiness, metrics: &Metrics)
                 if !std::mem::replace(&mut said, true) {
                     tracing::error!("can't use Redis, trying again and again: {error}");
                 }
-                readiness.set_redis(Some(error.to_string()));
+                let trouble = Some(error.to_string());
+                readiness.set_redis(trouble.clone());
+                unreachable.send_if_modified(|before| {
+                    *before != trouble && {
+                        *before = trouble;
+                        true
+                    }
+                });
                 tokio::time::sleep(backoff.next()).await;
             }
         }

@@ -1,13 +1,16 @@
 //! `redis-allocator agent`: makes Redis agree with a directory of manifests, and keeps it agreeing.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agent::{self, Server, Settings},
+    agent::{self, Declared, Server, Settings},
     probe::ProbeSettings,
     state::{self, StateDir},
     telemetry::{self, LogFormat},
@@ -23,8 +26,13 @@ use crate::{
 )]
 pub(crate) struct AgentArgs {
     /// The directory of manifests: *.yaml, *.yml and *.json, in subdirectories as well. It is watched.
-    #[arg(long, value_name = "DIR")]
-    config: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "kubernetes")]
+    config: Option<PathBuf>,
+
+    /// Take the ResourcePools and SoftBindings of a Kubernetes cluster instead of files: of the one that the agent runs in,
+    /// or else of $KUBECONFIG or ~/.kube/config.
+    #[arg(long, conflicts_with_all = ["config", "embedded", "allow_exec"])]
+    kubernetes: bool,
 
     /// The Redis or Valkey server, such as redis://host:6379 or unix:///path.
     #[arg(long, value_name = "URL", env = "REDIS_URL", hide_env_values = true, required_unless_present = "embedded")]
@@ -52,7 +60,7 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: String,
 
-    /// Take a directory without any object for the will to delete everything that is managed.
+    /// Take a directory, or a cluster, without any pool for the will to delete everything that is managed.
     #[arg(long)]
     allow_empty: bool,
 
@@ -65,7 +73,8 @@ pub(crate) struct AgentArgs {
     allow_link_local: bool,
 
     /// The identity under which pools are managed; the same for all agents that read the same manifests [default:
-    /// files:DIR, with the absolute path of the directory of manifests as it is given: links in it are not followed].
+    /// files:DIR, with the absolute path of the directory of manifests as it is given: links in it are not followed; in
+    /// Kubernetes kubernetes:UID, with the uid of the namespace kube-system].
     #[arg(long, value_name = "ID")]
     manager_id: Option<String>,
 
@@ -86,26 +95,28 @@ pub(crate) async fn run(args: AgentArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the manifests of a directory declare. Not of where links lead: one that is swapped for a new release must not make
+/// it another declaration.
+pub(super) fn declared_in(dir: &Path) -> Result<Declared> {
+    Ok(Declared::Files(std::path::absolute(dir)?.components().collect()))
+}
+
 fn settings(args: AgentArgs) -> Result<Settings> {
-    let manager = match args.manager_id {
-        Some(manager) if !manager.is_empty() => manager,
-        _ => {
-            // Not where links lead: one that is swapped for a new release must not make it another declaration.
-            let dir: PathBuf = std::path::absolute(&args.config)?.components().collect();
-            format!("files:{}", dir.display())
-        }
+    let declared = match args.config {
+        Some(dir) => declared_in(&dir)?,
+        None => Declared::Kubernetes,
     };
     let server = match args.redis_url {
         Some(url) if !args.embedded => Server::Url(url),
         _ => Server::Embedded,
     };
     Ok(Settings {
-        config: args.config,
+        declared,
         server,
         state_dir: StateDir::locate(args.state_dir)?,
         http_bind: args.http_bind,
         allow_empty: args.allow_empty,
-        manager,
+        manager: args.manager_id.filter(|manager| !manager.is_empty()),
         takeover: args.takeover,
         probes: ProbeSettings {
             concurrent: args.max_concurrent_probes.into(),

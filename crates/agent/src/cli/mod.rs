@@ -1,6 +1,7 @@
 //! The command line: one file per command, each with its arguments and a `run`.
 
 mod agent;
+mod crd;
 mod free;
 mod get;
 mod malloc;
@@ -27,6 +28,8 @@ enum Command {
     Agent(agent::AgentArgs),
     /// Check manifests offline: every error of every file, exit code 1 if there is one.
     Validate(validate::ValidateArgs),
+    /// Print the custom resource definitions of all kinds, for Kubernetes.
+    Crd(crd::CrdArgs),
     /// List pools, resources, leases or bindings: who holds what, until when, what is quarantined and why.
     Get(get::GetArgs),
     /// Run a command that holds a lease for as long as it runs.
@@ -80,6 +83,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(args) => agent::run(args).await,
         Command::Validate(args) => validate::run(&args),
+        Command::Crd(args) => crd::run(&args),
         Command::Get(args) => get::run(args).await,
         Command::Malloc(args) => malloc::run(args).await,
         Command::Free(args) => free::run(args).await,

@@ -43,6 +43,12 @@ impl ServerArgs {
         Ok(builder.connect().await?)
     }
 
+    /// The same, to look at a server that is not fit for leases, too.
+    pub(crate) async fn connect_to_look(&self) -> Result<Client> {
+        let url = self.url(url_of_environment())?;
+        Ok(Client::builder(url).allow_eviction(true).connect().await?)
+    }
+
     /// Where an agent on this machine keeps what it says about pools, whether there is one or not.
     pub(crate) fn state_dir(&self) -> Result<StateDir> {
         Ok(StateDir::locate(self.state_dir.clone())?)
@@ -81,6 +87,15 @@ impl ServerArgs {
 /// `REDIS_URL`. Not left to clap, which could not tell it from what was typed.
 fn url_of_environment() -> Option<String> {
     std::env::var("REDIS_URL").ok().filter(|url| !url.is_empty())
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Told {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// Whose pools: the namespace of the names that don't say theirs.
@@ -124,7 +139,7 @@ mod tests {
             redis_url: redis_url.map(str::to_owned),
             server_pid: None,
             http: "127.0.0.1:9464".into(),
-            config: "/pools".into(),
+            config: Some("/pools".into()),
             started_at: Timestamp::UNIX_EPOCH,
         };
         occupied.write_agent(&agent).unwrap();

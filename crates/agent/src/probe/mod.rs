@@ -25,7 +25,10 @@ use redis_allocator_crd::HealthCheck;
 use tokio::sync::Semaphore;
 
 pub(crate) use self::rounds::{RETRY, release_all, watch_over};
-use crate::metrics::{Metrics, Outcome};
+use crate::{
+    metrics::{Metrics, Outcome},
+    notice::Notices,
+};
 
 /// What all probes share.
 #[derive(Debug)]
@@ -36,18 +39,20 @@ pub(crate) struct Prober {
     allow_exec: bool,
     allow_link_local: bool,
     metrics: Metrics,
+    notices: Notices,
 }
 
 impl Prober {
     /// # Errors
     /// When the machine's TLS settings can't be read.
-    pub(crate) fn new(settings: ProbeSettings, metrics: Metrics) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(settings: ProbeSettings, metrics: Metrics, notices: Notices) -> Result<Self, reqwest::Error> {
         Ok(Self {
             http: http::client(settings.allow_link_local)?,
             running: Arc::new(Semaphore::new(settings.concurrent)),
             allow_exec: settings.allow_exec,
             allow_link_local: settings.allow_link_local,
             metrics,
+            notices,
         })
     }
 

@@ -17,7 +17,7 @@ use super::{
     Prober,
     verdicts::{Action, Verdicts},
 };
-use crate::{backoff::jittered, reconcile::conditions::Probing};
+use crate::{backoff::jittered, notice::What, reconcile::conditions::Probing};
 
 /// Longest reason that is written down with a quarantine.
 const MAX_REASON: usize = 500;
@@ -183,12 +183,14 @@ impl<R: Fn(Probing)> Watch<'_, R> {
         tracing::warn!(
             pool = %self.pool.name(), resource = %key, reason, in_effect = quarantined.in_effect, "quarantined a resource"
         );
+        self.prober.notices.send(self.pool.name(), What::Quarantined, format!("{key} ({reason})"));
         Ok(())
     }
 
     async fn release(&self, key: &ResourceKey) -> Result<(), Error> {
         if self.pool.unquarantine(key.as_str(), Some(Cause::Probe)).await? {
             tracing::info!(pool = %self.pool.name(), resource = %key, "a resource has recovered");
+            self.prober.notices.send(self.pool.name(), What::Recovered, key.as_str());
         }
         Ok(())
     }

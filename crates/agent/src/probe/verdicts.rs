@@ -53,11 +53,13 @@ pub(super) struct Verdicts {
     records: HashMap<ResourceKey, Record>,
     round: u64,
     total: u64,
+    /// Seen in this round so far.
+    seen: u64,
 }
 
 impl Verdicts {
     pub(super) fn new(thresholds: Thresholds) -> Self {
-        Self { thresholds, records: HashMap::new(), round: 0, total: 0 }
+        Self { thresholds, records: HashMap::new(), round: 0, total: 0, seen: 0 }
     }
 
     /// A round begins, of so many resources. What was not seen in the last one is gone.
@@ -66,10 +68,14 @@ impl Verdicts {
         self.records.retain(|_, record| record.round == last);
         self.round += 1;
         self.total = total;
+        self.seen = 0;
     }
 
     /// A resource is there, and a failed probe does or does not keep it in quarantine. An operator may have ended that.
     pub(super) fn see(&mut self, key: &ResourceKey, quarantined: bool) {
+        // Some may have come since they were counted: all of them, in the first round of a new pool.
+        self.seen += 1;
+        self.total = self.total.max(self.seen);
         if let Some(record) = self.records.get_mut(key) {
             record.round = self.round;
             record.quarantined = quarantined;
@@ -177,6 +183,17 @@ mod tests {
             assert_eq!(action, expected, "step {step}");
         }
         assert!(verdicts.records.is_empty(), "what is well is not remembered");
+    }
+
+    #[test]
+    fn resources_that_came_after_they_were_counted_count() {
+        let mut verdicts = verdicts(3, 1, 40, 0);
+        for index in 0..10 {
+            let key = ResourceKey::new(format!("r{index}")).unwrap();
+            verdicts.see(&key, false);
+        }
+        fail(&mut verdicts, 0);
+        assert_eq!(verdicts.probing(), Probing::Fine, "one of ten");
     }
 
     #[test]

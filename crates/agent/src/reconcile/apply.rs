@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
-use redis_allocator::{Binding, Configured, Error, Known, Origin, Ownership, Pool, PoolInfo, SyncOptions, SyncOutcome};
+use redis_allocator::{
+    Binding, Configured, Error, Known, Origin, OriginInfo, Ownership, Pool, PoolInfo, SyncOptions, SyncOutcome,
+};
 
 use super::{
     Context,
@@ -104,14 +106,25 @@ async fn synchronise(pool: &Pool, desired: &DesiredPool) -> Result<Vec<Shrink>, 
         let items = desired.items(origin)?;
         held_back.extend(synchronise_one(pool, origin, items, &options).await?);
     }
-    for (origin, seen) in pool.info().await?.origins {
-        let is_ours = matches!(origin, Origin::Spec | Origin::Range(_));
-        let has_left = seen.count == 0 && seen.digest.is_some();
-        if is_ours && !has_left && !declared.contains(&origin) {
-            held_back.extend(synchronise_one(pool, &origin, Vec::new(), &options).await?);
-        }
+    for origin in undeclared_origins(&pool.info().await?, &declared) {
+        held_back.extend(synchronise_one(pool, &origin, Vec::new(), &options).await?);
     }
     Ok(held_back)
+}
+
+/// The origins of declarations that the pool has resources of, and that are not declared any more.
+pub(super) fn undeclared_origins(info: &PoolInfo, declared: &[Origin]) -> Vec<Origin> {
+    let is_undeclared = |origin: &Origin, seen: &OriginInfo| {
+        let is_ours = matches!(origin, Origin::Spec | Origin::Range(_));
+        let has_left = seen.count == 0 && seen.digest.is_some();
+        is_ours && !has_left && !declared.contains(origin)
+    };
+    info.origins.iter().filter(|(origin, seen)| is_undeclared(origin, seen)).map(|(origin, _)| origin.clone()).collect()
+}
+
+/// Whether a binding is to be removed, where what is not declared is known to be undeclared.
+pub(super) fn is_undeclared_binding(desired: &DesiredPool, binding: &Binding) -> bool {
+    binding.declared && desired.bindings.binary_search_by(|declared| declared.name.cmp(&binding.name)).is_err()
 }
 
 async fn synchronise_one(
@@ -140,11 +153,7 @@ async fn bind(
 ) -> Result<Vec<(DesiredBinding, BindingVerdict)>, Error> {
     let bound: BTreeMap<_, _> =
         pool.bindings().await?.into_iter().map(|binding| (binding.name.clone(), binding)).collect();
-    let gone = bound.values().filter(|binding| {
-        complete
-            && binding.declared
-            && desired.bindings.binary_search_by(|declared| declared.name.cmp(&binding.name)).is_err()
-    });
+    let gone = bound.values().filter(|binding| complete && is_undeclared_binding(desired, binding));
     // Before the new ones: a resource may be reserved for another name from now on.
     for binding in gone {
         pool.unbind(binding.name.as_str()).await?;

@@ -8,9 +8,13 @@ use redis_allocator_crd::ResourcePoolStatus;
 /// What is known of a pool.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Observed {
+    /// Which edit of the declaration all this is about, where edits are counted.
+    pub(crate) generation: Option<i64>,
     pub(crate) sync: Sync,
     /// As of the last look; absent before the first one.
     pub(crate) info: Option<PoolInfo>,
+    /// Whether the pool was this declaration's then: what is to be remembered of another one's is that one's matter.
+    pub(crate) ours: bool,
     /// Whether the declaration pauses granting.
     pub(crate) suspended: bool,
     pub(crate) probing: Probing,
@@ -74,12 +78,16 @@ impl Verdict {
 /// The status of a pool; `before` tells since when each condition is what it is.
 pub(crate) fn status(observed: &Observed, before: Option<&ResourcePoolStatus>, now: Timestamp) -> ResourcePoolStatus {
     let verdicts = [ready(observed), synced(observed), degraded(observed), exhausted(observed)];
-    let conditions = with_times(verdicts.into(), before.map_or(&[], |before| &before.conditions), now);
+    let before = before.map_or(&[][..], |before| &before.conditions);
+    let conditions = with_times(verdicts.into(), observed.generation, before, now);
+    let observed_generation = observed.generation;
     let Some(info) = &observed.info else {
-        return ResourcePoolStatus { conditions, ..ResourcePoolStatus::default() };
+        return ResourcePoolStatus { observed_generation, conditions, ..ResourcePoolStatus::default() };
     };
     let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let longest = observed.ours.then_some(info.longest);
     ResourcePoolStatus {
+        observed_generation,
         conditions,
         total: count(info.counts.total),
         free: count(info.counts.free),
@@ -87,12 +95,12 @@ pub(crate) fn status(observed: &Observed, before: Option<&ResourcePoolStatus>, n
         quarantined: count(info.counts.quarantined),
         reserved: count(info.counts.reserved),
         draining: count(info.counts.draining),
-        incarnation: Some(info.incarnation.to_string()),
-        longest_ttl: match info.longest {
-            Longest::For(duration) => in_manifest_form(duration),
-            Longest::Permanent => None,
+        incarnation: observed.ours.then(|| info.incarnation.to_string()),
+        longest_ttl: match longest {
+            Some(Longest::For(duration)) => in_manifest_form(duration),
+            Some(Longest::Permanent) | None => None,
         },
-        permanent_leases: info.longest == Longest::Permanent,
+        permanent_leases: longest == Some(Longest::Permanent),
         ..ResourcePoolStatus::default()
     }
 }
@@ -102,20 +110,21 @@ pub(crate) fn binding_ready(
     ready: bool,
     reason: &'static str,
     message: impl Into<String>,
+    generation: Option<i64>,
     before: &[Condition],
     now: Timestamp,
 ) -> Vec<Condition> {
-    with_times(vec![Verdict::new("Ready", ready, reason, message)], before, now)
+    with_times(vec![Verdict::new("Ready", ready, reason, message)], generation, before, now)
 }
 
 /// A condition keeps its time for as long as its status does not change, whatever its reason.
-fn with_times(verdicts: Vec<Verdict>, before: &[Condition], now: Timestamp) -> Vec<Condition> {
+fn with_times(verdicts: Vec<Verdict>, generation: Option<i64>, before: &[Condition], now: Timestamp) -> Vec<Condition> {
     let timed = |verdict: Verdict| {
         let same = before.iter().find(|old| old.type_ == verdict.type_ && old.status == verdict.status);
         Condition {
             last_transition_time: same.map_or(Time(now), |old| old.last_transition_time.clone()),
             message: verdict.message,
-            observed_generation: None,
+            observed_generation: generation,
             reason: verdict.reason.to_owned(),
             status: verdict.status.to_owned(),
             type_: verdict.type_.to_owned(),
@@ -225,7 +234,7 @@ pub(crate) fn reason(error: &Error) -> &'static str {
 }
 
 /// A duration as manifests write it.
-fn in_manifest_form(duration: std::time::Duration) -> Option<redis_allocator_crd::Duration> {
+pub(super) fn in_manifest_form(duration: std::time::Duration) -> Option<redis_allocator_crd::Duration> {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     format!("{hours}h{minutes}m{seconds}s{}ms", duration.subsec_millis()).parse().ok()

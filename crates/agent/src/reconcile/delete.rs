@@ -12,6 +12,8 @@ use super::Context;
 pub(super) enum Deletion {
     /// Nothing of it is ours any more.
     Done,
+    /// It is another declaration's, and stays as it is.
+    NotOurs,
     /// It is not there, and not because it was deleted here: Redis may have lost it, with leases that live holders rely on.
     Lost,
     /// It goes when these have ended.
@@ -24,7 +26,7 @@ pub(super) async fn delete(ctx: &Context, name: &PoolName, policy: DeletionPolic
     match pool.info().await {
         Ok(info) if info.manager.as_deref() == Some(&ctx.manager) => {}
         // Someone else's by now, or never ours: not ours to take down.
-        Ok(_) => return Ok(Deletion::Done),
+        Ok(_) => return Ok(Deletion::NotOurs),
         Err(Error::UnknownPool { .. }) => return Ok(Deletion::Lost),
         Err(error) => return Err(error),
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use redis_allocator::{Error, PoolName};
+use redis_allocator::{Client, Error, PoolName};
 use redis_allocator_crd::DeletionPolicy;
 use tokio::{
     sync::watch,
@@ -29,7 +29,7 @@ use crate::{
     backoff::Backoff,
     board::BindingVerdict,
     complaint::Complaint,
-    desired::{Desired, DesiredBinding, Refusal},
+    desired::{Desired, DesiredBinding},
     source::Declaration,
 };
 
@@ -57,7 +57,8 @@ pub(crate) async fn lead(
         let declaration = Arc::clone(&declarations.borrow_and_update());
         crew.assign(&declaration);
         if declaration.complete && sweep <= Instant::now() {
-            sweep = Instant::now() + crew.sweep(&declaration.desired, &mut backoff).await;
+            let swept = stop.run_until_cancelled(crew.sweep(&declaration.desired, &mut backoff)).await;
+            sweep = Instant::now() + swept.unwrap_or(SWEEP);
         }
         tokio::select! {
             () = stop.cancelled() => return crew.dismiss().await,
@@ -77,6 +78,17 @@ pub(crate) async fn lead(
     }
 }
 
+/// All pools of the server but those that agents use among themselves.
+pub(super) async fn existing_pools(client: &Client) -> Result<Vec<PoolName>, Error> {
+    let mut found = Vec::new();
+    for namespace in client.namespaces().await? {
+        if namespace != SYSTEM_NAMESPACE {
+            found.extend(client.pools(&namespace).await?);
+        }
+    }
+    Ok(found)
+}
+
 /// The workers.
 struct Crew {
     ctx: Arc<Context>,
@@ -93,17 +105,24 @@ struct Crew {
 impl Crew {
     /// Tells each worker what its pool is to be.
     fn assign(&mut self, declaration: &Declaration) {
-        let Desired { pools, unpooled, refused } = &*declaration.desired;
-        for (name, desired) in pools {
-            self.want(name, Want::Present { desired: Arc::clone(desired), complete: declaration.complete });
+        let desired = &*declaration.desired;
+        for (name, pool) in &desired.pools {
+            let complete = declaration.complete && !desired.partial.contains(name);
+            self.want(name, Want::Present { desired: Arc::clone(pool), complete });
+        }
+        for (name, policy) in &desired.deleting {
+            // Its object may be there for a while after the pool has gone.
+            if self.ctx.board.gone(name).is_none() {
+                self.want(name, Want::Absent(*policy));
+            }
         }
         if declaration.complete {
-            let gone: Vec<_> = self.workers.keys().filter(|name| !pools.contains_key(*name)).cloned().collect();
+            let gone: Vec<_> = self.workers.keys().filter(|name| !desired.mentions(name)).cloned().collect();
             for name in gone {
                 self.want_gone(&name);
             }
         }
-        self.report_idle_bindings(unpooled, refused);
+        self.report_idle_bindings(desired);
     }
 
     fn want(&mut self, name: &PoolName, want: Want) {
@@ -156,12 +175,8 @@ impl Crew {
 
     async fn find_undeclared(&mut self, desired: &Desired) -> Result<(), Error> {
         let mut found: BTreeSet<PoolName> = self.ctx.memory.pools().into_iter().collect();
-        for namespace in self.ctx.client.namespaces().await? {
-            if namespace != SYSTEM_NAMESPACE {
-                found.extend(self.ctx.client.pools(&namespace).await?);
-            }
-        }
-        found.retain(|name| !desired.pools.contains_key(name) && !self.workers.contains_key(name));
+        found.extend(existing_pools(&self.ctx.client).await?);
+        found.retain(|name| !desired.mentions(name) && !self.workers.contains_key(name));
         for name in found {
             let found = self.ctx.client.pool(name.as_str())?.info().await;
             match found {
@@ -183,16 +198,23 @@ impl Crew {
     }
 
     /// Says of the bindings that no worker has why they are not bound.
-    fn report_idle_bindings(&self, unpooled: &[DesiredBinding], refused: &[(DesiredBinding, Refusal)]) {
+    fn report_idle_bindings(&self, desired: &Desired) {
         let mut by_pool: BTreeMap<&PoolName, Vec<(DesiredBinding, BindingVerdict)>> = BTreeMap::new();
-        for binding in unpooled {
-            let message = format!("pool {} is not declared", binding.pool);
-            by_pool
-                .entry(&binding.pool)
-                .or_default()
-                .push((binding.clone(), BindingVerdict::failed("PoolNotFound", message)));
+        for binding in &desired.unpooled {
+            let pool = &binding.pool;
+            let verdict = if desired.deleting.contains_key(pool) {
+                BindingVerdict::failed("PoolDeleting", format!("pool {pool} is being deleted"))
+            } else if desired.partial.contains(pool) {
+                BindingVerdict::failed(
+                    "PoolInvalid",
+                    format!("pool {pool} is not declared as it must be: see its status"),
+                )
+            } else {
+                BindingVerdict::failed("PoolNotFound", format!("pool {pool} is not declared"))
+            };
+            by_pool.entry(pool).or_default().push((binding.clone(), verdict));
         }
-        for (binding, refusal) in refused {
+        for (binding, refusal) in &desired.refused {
             let verdict = BindingVerdict::failed(refusal.reason, &refusal.message);
             by_pool.entry(&binding.pool).or_default().push((binding.clone(), verdict));
         }

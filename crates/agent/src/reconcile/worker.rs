@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use redis_allocator::{Error, PoolInfo, PoolName};
 use redis_allocator_crd::DeletionPolicy;
@@ -15,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Context,
     apply::{Applied, Extent, apply, configure, remember},
-    conditions::{Observed, Probing, Sync},
+    conditions::{self, Observed, Probing, Sync},
     delete::{Deletion, delete},
 };
 use crate::{
     backoff::{Backoff, jittered},
+    board::{BindingVerdict, Gone},
     complaint::Complaint,
-    desired::DesiredPool,
+    desired::{DesiredBinding, DesiredPool},
     probe,
 };
 
@@ -107,7 +109,8 @@ impl Worker {
             let wanted = want.borrow_and_update().clone();
             redis_back.borrow_and_update();
             let thoroughly = checked.is_none_or(|checked| checked.elapsed() > THOROUGH);
-            let pause = match self.reconcile_once(&wanted, thoroughly).await {
+            // Boxed, as are the others: a pool rests most of the time, and there may be many.
+            let pause = match self.reconcile_once(&wanted, thoroughly).boxed().await {
                 Ok(Some(pause)) => {
                     if complaint.is_over() {
                         tracing::info!(pool = %self.name, "the pool is reconciled again");
@@ -128,7 +131,16 @@ impl Worker {
                     if matches!(error, Error::ManagerConflict { .. }) {
                         self.set_managing(false);
                     }
-                    self.observe(|observed| observed.sync = Sync::Failed(error));
+                    match &wanted {
+                        Want::Present { desired, .. } => self.fail_bindings(desired, &error),
+                        Want::Absent(policy) => self.ctx.board.set_stuck(&self.name, *policy),
+                    }
+                    self.observe(|observed| {
+                        if let Want::Present { desired, .. } = &wanted {
+                            observed.generation = desired.generation;
+                        }
+                        observed.sync = Sync::Failed(error);
+                    });
                     backoff.next()
                 }
             };
@@ -139,6 +151,15 @@ impl Worker {
                 () = tokio::time::sleep(pause) => {}
             }
         }
+    }
+
+    /// What can't be said of the pool can't be said of its bindings.
+    fn fail_bindings(&self, desired: &DesiredPool, error: &Error) {
+        let verdict = |binding: &DesiredBinding| {
+            let message = format!("pool {} is not reconciled: {error}", self.name);
+            (binding.clone(), BindingVerdict::failed(conditions::reason(error), message))
+        };
+        self.ctx.board.set_bindings(&self.name, desired.bindings.iter().map(verdict).collect());
     }
 
     /// How long to wait until the next time; `None` when the pool is gone.
@@ -172,22 +193,27 @@ impl Worker {
                     );
                 }
             }
+            observed.generation = desired.generation;
             observed.sync = sync;
             observed.suspended = desired.is_suspended();
             observed.info = Some(info);
+            observed.ours = true;
         });
         Ok(Some(jittered(RESYNC)))
     }
 
     async fn take_down(&self, policy: DeletionPolicy) -> Result<Option<Duration>, Error> {
+        // Nobody keeps them up any more.
+        self.ctx.board.set_bindings(&self.name, Vec::new());
         match delete(&self.ctx, &self.name, policy).await? {
-            ended @ (Deletion::Done | Deletion::Lost) => {
+            ended @ (Deletion::Done | Deletion::NotOurs | Deletion::Lost) => {
                 if ended == Deletion::Lost {
                     self.ctx.memory.miss(&self.name, Timestamp::now());
                 } else {
                     self.ctx.memory.forget(&self.name);
                 }
-                self.ctx.board.remove_pool(&self.name);
+                let gone = if ended == Deletion::NotOurs { Gone::NotOurs } else { Gone::TakenDown };
+                self.ctx.board.remove_pool(&self.name, gone);
                 self.ctx.metrics.remove_pool(&self.name);
                 Ok(None)
             }
@@ -215,13 +241,15 @@ impl Worker {
             }
             tokio::select! {
                 changed = want.changed() => if changed.is_err() { std::future::pending().await },
-                () = tokio::time::sleep(jittered(interval)) => match self.collect_once().await {
+                () = tokio::time::sleep(jittered(interval)) => match self.collect_once().boxed().await {
                     Ok(()) => drop(complaint.is_over()),
                     // Redis came back without it, or with another one of the same name.
                     Err(Error::UnknownPool { .. }) => self.astray.notify_one(),
-                    Err(error) if error.is_transient() => {}
                     Err(error) if complaint.is_news(&error) => {
-                        tracing::warn!(pool = %self.name, "collecting in the pool failed: {error}");
+                        // That Redis is away is said once for all pools.
+                        if !error.is_transient() {
+                            tracing::warn!(pool = %self.name, "collecting in the pool failed: {error}");
+                        }
                         // What hinders this hinders reconciling, which says so in the status.
                         self.astray.notify_one();
                     }
@@ -266,7 +294,7 @@ impl Worker {
             self.astray.notify_one();
         }
         let Want::Present { desired, .. } = wanted else {
-            return self.observe(|observed| observed.info = Some(info));
+            return self.observe(|observed| (observed.info, observed.ours) = (Some(info), is_ours));
         };
         let known = self.ctx.memory.get(&self.name);
         if is_ours && known.is_some_and(|known| known.known.incarnation != info.incarnation) {
@@ -275,7 +303,7 @@ impl Worker {
         } else if is_ours {
             remember(&self.ctx, &desired, &info);
         }
-        self.observe(|observed| observed.info = Some(info));
+        self.observe(|observed| (observed.info, observed.ours) = (Some(info), is_ours));
     }
 
     /// Probes the resources of a declared pool, each time anew when the declaration changes.
@@ -295,14 +323,14 @@ impl Worker {
                 match check {
                     None => {
                         self.observe(|observed| observed.probing = Probing::Fine);
-                        while probe::release_all(&self.ctx.client, &self.name).await.is_err() {
+                        while probe::release_all(&self.ctx.client, &self.name).boxed().await.is_err() {
                             tokio::time::sleep(probe::RETRY).await;
                         }
                         std::future::pending::<()>().await;
                     }
                     Some(check) => {
                         let report = |probing| self.observe(|observed| observed.probing = probing);
-                        probe::watch_over(&self.ctx.prober, &self.ctx.client, &self.name, check, report).await;
+                        probe::watch_over(&self.ctx.prober, &self.ctx.client, &self.name, check, report).boxed().await;
                     }
                 }
             };

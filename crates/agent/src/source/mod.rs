@@ -1,6 +1,7 @@
 //! Where desired state comes from. A source hands over declarations; what is done with them it does not know.
 
 pub(crate) mod files;
+pub(crate) mod kubernetes;
 
 use std::sync::Arc;
 

@@ -83,8 +83,9 @@ pub(crate) struct AgentFile {
     pub(crate) server_pid: Option<u32>,
     /// Where it serves `/healthz`, `/readyz` and `/metrics`, as `host:port`.
     pub(crate) http: String,
-    /// The directory of manifests it watches.
-    pub(crate) config: PathBuf,
+    /// The directory of manifests it watches, if that is where pools are declared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) config: Option<PathBuf>,
     pub(crate) started_at: Timestamp,
 }
 
@@ -213,7 +214,7 @@ mod tests {
             redis_url: Some("unix:///tmp/x.sock".to_owned()),
             server_pid: Some(2),
             http: "127.0.0.1:9464".to_owned(),
-            config: "/etc/pools".into(),
+            config: Some("/etc/pools".into()),
             started_at: Timestamp::UNIX_EPOCH,
         }
     }
