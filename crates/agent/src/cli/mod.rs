@@ -1,10 +1,13 @@
 //! The command line: one file per command, each with its arguments and a `run`.
 
 mod agent;
+mod completions;
 mod crd;
+mod doctor;
 mod free;
 mod get;
 mod malloc;
+mod plan;
 mod quarantine;
 mod server;
 mod takeover;
@@ -12,7 +15,7 @@ mod validate;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Scarce, named resources, declared in YAML, leased through Redis.
 #[derive(Debug, Parser)]
@@ -28,6 +31,12 @@ enum Command {
     Agent(agent::AgentArgs),
     /// Check manifests offline: every error of every file, exit code 1 if there is one.
     Validate(validate::ValidateArgs),
+    /// Print a shell's completions of this command line.
+    Completions(completions::CompletionsArgs),
+    /// Tell what an agent would change in Redis now, and why; change nothing.
+    Plan(plan::PlanArgs),
+    /// Look for what is wrong, or will be: with the server, its settings, its clock, this user's permissions, and pools.
+    Doctor(doctor::DoctorArgs),
     /// Print the custom resource definitions of all kinds, for Kubernetes.
     Crd(crd::CrdArgs),
     /// List pools, resources, leases or bindings: who holds what, until when, what is quarantined and why.
@@ -83,10 +92,13 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(args) => agent::run(args).await,
         Command::Validate(args) => validate::run(&args),
+        Command::Completions(args) => completions::run(&args, &Cli::command()),
         Command::Crd(args) => crd::run(&args),
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Get(args) => get::run(args).await,
         Command::Malloc(args) => malloc::run(args).await,
         Command::Free(args) => free::run(args).await,
+        Command::Plan(args) => plan::run(args).await,
         Command::Quarantine(args) => quarantine::quarantine(args).await,
         Command::Unquarantine(args) => quarantine::unquarantine(args).await,
         Command::Takeover(args) => takeover::run(args).await,

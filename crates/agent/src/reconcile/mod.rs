@@ -6,11 +6,13 @@
 //! | [`worker`] | when a pool is reconciled, collected and looked at |
 //! | [`apply`] | one reconciliation of a declared pool, step by step |
 //! | [`delete`] | the same for one that is not declared any more |
+//! | [`plan`] | what a reconciliation of everything would do now |
 //! | [`conditions`] | what all that means to people |
 
 mod apply;
 pub(crate) mod conditions;
 mod delete;
+pub(crate) mod plan;
 mod supervise;
 mod worker;
 

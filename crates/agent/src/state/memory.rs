@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -45,6 +45,12 @@ struct Content {
     /// Those of them that are not declared and not in Redis, and since when: Redis may have lost them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     missed: BTreeMap<PoolName, Timestamp>,
+}
+
+/// What the last agent of this directory remembered, for those who only look.
+pub(super) fn look(dir: &Path) -> Result<BTreeMap<PoolName, RememberedPool>, StateError> {
+    let content: Option<Content> = file::read(&dir.join(FILE))?;
+    Ok(content.unwrap_or_default().pools)
 }
 
 /// `pools.json`, in memory and, shortly after each change, on disk.

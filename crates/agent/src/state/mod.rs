@@ -15,6 +15,7 @@ mod memory;
 mod status;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
@@ -22,6 +23,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use redis_allocator::PoolName;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
@@ -122,6 +124,15 @@ impl StateDir {
     /// What the agent last wrote about its pools, whether it still runs or not; absent if none ever ran here.
     pub(crate) fn status(&self) -> Result<Option<StatusFile>, StateError> {
         file::read(&self.path.join(STATUS))
+    }
+
+    /// What an agent of this directory that manages pools under this identity must remember of them, whether it still
+    /// runs or not.
+    pub(crate) fn remembered(&self, manager: &str) -> Result<BTreeMap<PoolName, RememberedPool>, StateError> {
+        if self.status()?.is_some_and(|status| status.manager != manager) {
+            return Ok(BTreeMap::new());
+        }
+        memory::look(&self.path)
     }
 
     fn is_locked(&self) -> Result<bool, StateError> {

@@ -175,6 +175,12 @@ fn same(a: &Declaration, b: &Declaration) -> bool {
         && a.fine == b.fine
 }
 
+/// What a directory declares, to an agent that begins now.
+pub(crate) fn read_once(source: FileSource) -> Declaration {
+    let mut reader = Reader { source, files: Files::new(), merger: Merger::default(), last: None };
+    reader.read().unwrap_or_default()
+}
+
 /// Everything that is wrong with files and directories, and how many files and objects there are.
 pub(crate) fn check(paths: &[PathBuf]) -> Checked {
     let mut files = Files::new();

@@ -1,0 +1,380 @@
+//! What reconciling everything that is declared would do now, asked in the steps of [`supervise`](super::supervise),
+//! [`apply`](super::apply) and [`delete`](super::delete), without writing anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use redis_allocator::{
+    BindPolicy, Binding, Client, Error, Item, Leaving, Origin, Ownership, PoolName, PoolSettings, ResourceKey,
+    SyncForesight, SyncOutcome, Timestamp,
+};
+use redis_allocator_crd::DeletionPolicy;
+use serde::Serialize;
+
+use super::{
+    apply::{is_undeclared_binding, undeclared_origins},
+    conditions::{in_manifest_form, reason},
+    supervise::existing_pools,
+};
+use crate::{
+    desired::{DesiredBinding, DesiredPool},
+    source::Declaration,
+    state::RememberedPool,
+};
+
+/// How many of many names are told.
+const TOLD: usize = 10;
+
+/// On whose behalf is asked.
+#[derive(Debug)]
+pub(crate) struct Question<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) declaration: &'a Declaration,
+    /// The identity under which pools are managed.
+    pub(crate) manager: &'a str,
+    /// Whether pools that another declaration manages are taken over.
+    pub(crate) takeover: bool,
+    /// What the agent must remember of its pools.
+    pub(crate) remembered: BTreeMap<PoolName, RememberedPool>,
+}
+
+/// What would become of one pool.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PoolPlan {
+    pub(crate) pool: PoolName,
+    pub(crate) action: Action,
+    /// Why, where the rest does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) settings: Vec<Edit>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) origins: Vec<OriginPlan>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) bindings: Vec<BindingPlan>,
+}
+
+/// What is done to a pool, or to a binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) enum Action {
+    /// It is not there yet.
+    Create,
+    /// Something of it is another than declared.
+    Change,
+    /// It is as declared, but for what is held back.
+    HoldBack,
+    /// It goes, at once or with its last lease.
+    Delete,
+    /// It stays, managed by nobody.
+    Abandon,
+    /// It can't be as declared.
+    Refuse,
+    /// It is as declared.
+    Keep,
+}
+
+/// A setting that changes.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Edit {
+    /// The field, as manifests call it.
+    pub(crate) field: &'static str,
+    pub(crate) from: String,
+    pub(crate) to: String,
+}
+
+/// What would become of an origin's resources.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct OriginPlan {
+    pub(crate) origin: String,
+    #[serde(skip_serializing_if = "Names::is_empty")]
+    pub(crate) added: Names,
+    #[serde(skip_serializing_if = "Names::is_empty")]
+    pub(crate) updated: Names,
+    /// They are not leased, and go at once.
+    #[serde(skip_serializing_if = "Names::is_empty")]
+    pub(crate) removed: Names,
+    /// They go with their leases.
+    #[serde(skip_serializing_if = "Names::is_empty")]
+    pub(crate) draining: Names,
+    /// They go at once, and their leases end.
+    #[serde(skip_serializing_if = "Names::is_empty")]
+    pub(crate) revoked: Names,
+    /// They stay, as another origin declares them as well.
+    #[serde(skip_serializing_if = "Names::is_empty")]
+    pub(crate) kept: Names,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) held_back: Option<HeldBack>,
+}
+
+/// So many resources, and the first of them by name.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Names {
+    pub(crate) count: usize,
+    pub(crate) first: Vec<String>,
+}
+
+/// A shrink that goes too far.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HeldBack {
+    /// How many resources are declared now.
+    pub(crate) found: u64,
+    /// The most that were declared lately.
+    pub(crate) peak: u64,
+    /// The fewest that would be let through.
+    pub(crate) allowed_min: u64,
+}
+
+/// What would become of a binding.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct BindingPlan {
+    pub(crate) binding: String,
+    pub(crate) action: Action,
+    /// What it is now; absent if it is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) from: Option<String>,
+    /// What it would be; absent if it would go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) to: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
+}
+
+impl Question<'_> {
+    /// What would become of each pool that is declared, or managed by this declaration, sorted by name.
+    ///
+    /// # Errors
+    /// When the server can't be read. What concerns one pool alone is told in its plan.
+    pub(crate) async fn answer(&self) -> Result<Vec<PoolPlan>, Error> {
+        let mut plans = Vec::new();
+        for desired in self.declaration.desired.pools.values() {
+            match self.declared(desired).await {
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => plans.push(PoolPlan::refused(&desired.name, &error)),
+                Ok(plan) => plans.push(plan),
+            }
+        }
+        if self.declaration.complete {
+            let mut found: BTreeSet<PoolName> = self.remembered.keys().cloned().collect();
+            found.extend(existing_pools(self.client).await?);
+            found.retain(|name| !self.declaration.desired.mentions(name));
+            for name in found {
+                plans.extend(self.undeclared(&name).await?);
+            }
+        }
+        plans.sort_by(|a, b| a.pool.cmp(&b.pool));
+        Ok(plans)
+    }
+
+    async fn declared(&self, desired: &DesiredPool) -> Result<PoolPlan, Error> {
+        let pool = self.client.pool(desired.name.as_str())?;
+        let known = self.remembered.get(&desired.name).map(|remembered| &remembered.known);
+        let settings = desired.settings();
+        let ownership = Ownership { manager: Some(self.manager), known };
+        let configured = match pool.foresee_configure(&settings, &ownership).await {
+            Err(Error::ManagerConflict { .. }) if self.takeover => {
+                pool.foresee_configure(&settings, &Ownership { manager: None, known }).await?
+            }
+            other => other?,
+        };
+        let info = if configured.created { None } else { Some(pool.info().await?) };
+        let mut plan = PoolPlan::new(&desired.name, if configured.created { Action::Create } else { Action::Keep });
+        if configured.recovered {
+            plan.why =
+                Some("Redis has lost it: what is refilled is held back until its lost leases are over".to_owned());
+        }
+
+        let declared = desired.origins();
+        let mut syncs: Vec<(Origin, Vec<Item>)> = Vec::new();
+        for origin in &declared {
+            syncs.push((origin.clone(), desired.items(origin)?));
+        }
+        let mut bound = Vec::new();
+        let mut now = None;
+        if let Some(info) = &info {
+            plan.settings = edits(&info.settings, &settings);
+            if info.manager.as_deref() != Some(self.manager) {
+                let from = info.manager.clone().unwrap_or_else(|| "nobody".to_owned());
+                plan.settings.push(Edit { field: "manager", from, to: self.manager.to_owned() });
+            }
+            syncs.extend(undeclared_origins(info, &declared).into_iter().map(|origin| (origin, Vec::new())));
+            bound = pool.bindings().await?;
+            now = Some(info.now);
+        }
+        let foreseen = pool.foresee_syncs(syncs, &desired.sync_options()).await?;
+        plan.origins = foreseen.into_iter().filter_map(OriginPlan::of).collect();
+        plan.bindings = bindings(desired, &bound, self.declaration.complete, now);
+        if plan.action == Action::Keep {
+            plan.action = plan.judge(configured.recovered);
+        }
+        Ok(plan)
+    }
+
+    async fn undeclared(&self, name: &PoolName) -> Result<Option<PoolPlan>, Error> {
+        let info = match self.client.pool(name.as_str())?.info().await {
+            Ok(info) if info.manager.as_deref() == Some(self.manager) => info,
+            Ok(_) | Err(Error::UnknownPool { .. }) => return Ok(None),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => return Ok(Some(PoolPlan::refused(name, &error))),
+        };
+        let remembered = self.remembered.get(name).map(|remembered| remembered.deletion_policy);
+        let held = info.counts.leased;
+        let leases = if held == 1 { "1 lease".to_owned() } else { format!("{held} leases") };
+        let (action, why) = match remembered.unwrap_or(DeletionPolicy::Drain) {
+            DeletionPolicy::Orphan => {
+                (Action::Abandon, "deletionPolicy Orphan: it stays, managed by nobody".to_owned())
+            }
+            DeletionPolicy::Revoke => (Action::Delete, format!("deletionPolicy Revoke: at once, {leases} would end")),
+            DeletionPolicy::Drain if held == 0 => (Action::Delete, "deletionPolicy Drain: at once".to_owned()),
+            DeletionPolicy::Drain => (Action::Delete, format!("deletionPolicy Drain: when {leases} have ended")),
+        };
+        let unknown = if remembered.is_none() { ", as nobody remembers another" } else { "" };
+        Ok(Some(PoolPlan { why: Some(format!("not declared; {why}{unknown}")), ..PoolPlan::new(name, action) }))
+    }
+}
+
+impl PoolPlan {
+    fn new(pool: &PoolName, action: Action) -> Self {
+        let pool = pool.clone();
+        Self { pool, action, why: None, settings: Vec::new(), origins: Vec::new(), bindings: Vec::new() }
+    }
+
+    fn refused(pool: &PoolName, error: &Error) -> Self {
+        Self { why: Some(format!("{}: {error}", reason(error))), ..Self::new(pool, Action::Refuse) }
+    }
+
+    /// What is done to a pool that is there.
+    fn judge(&self, recovered: bool) -> Action {
+        let changes = recovered
+            || !self.settings.is_empty()
+            || self.origins.iter().any(|origin| origin.held_back.is_none())
+            || self.bindings.iter().any(|binding| binding.action != Action::Refuse);
+        if changes {
+            Action::Change
+        } else if !self.origins.is_empty() {
+            Action::HoldBack
+        } else {
+            Action::Keep
+        }
+    }
+}
+
+impl OriginPlan {
+    /// `None` if nothing is to be done.
+    fn of(foreseen: SyncForesight) -> Option<Self> {
+        let SyncForesight { origin, outcome, added, updated, removed, kept } = foreseen;
+        let held_back = match outcome {
+            SyncOutcome::HeldBack { found, peak, allowed_min } => Some(HeldBack { found, peak, allowed_min }),
+            _ => None,
+        };
+        let leaving = |how| removed.iter().filter(move |(_, leaving)| *leaving == how).map(|(key, _)| key);
+        let plan = Self {
+            origin: origin.to_string(),
+            added: Names::of(&added),
+            updated: Names::of(&updated),
+            removed: Names::of(leaving(Leaving::AtOnce)),
+            draining: Names::of(leaving(Leaving::Draining)),
+            revoked: Names::of(leaving(Leaving::Revoked)),
+            kept: Names::of(&kept),
+            held_back,
+        };
+        let is_idle = plan.held_back.is_none() && [&added, &updated, &kept].iter().all(|names| names.is_empty());
+        (!is_idle || !removed.is_empty()).then_some(plan)
+    }
+}
+
+impl Names {
+    fn of<'a>(keys: impl IntoIterator<Item = &'a ResourceKey>) -> Self {
+        let mut names = Self::default();
+        for key in keys {
+            names.count += 1;
+            if names.count <= TOLD {
+                names.first.push(key.to_string());
+            }
+        }
+        names
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// Which settings differ.
+fn edits(from: &PoolSettings, to: &PoolSettings) -> Vec<Edit> {
+    let time = |time| in_manifest_form(time).map_or_else(|| format!("{time:?}"), |time| time.to_string());
+    let max = |max: Option<_>| max.map_or_else(|| "none".to_owned(), time);
+    let all = [
+        ("order", from.order.to_string(), to.order.to_string()),
+        ("lease.defaultTTL", time(from.default_ttl), time(to.default_ttl)),
+        ("lease.maxTTL", max(from.max_ttl), max(to.max_ttl)),
+        ("cooldown", time(from.cooldown), time(to.cooldown)),
+        ("softBinding.ttl", time(from.binding_ttl), time(to.binding_ttl)),
+        ("suspend", from.suspended.to_string(), to.suspended.to_string()),
+    ];
+    all.into_iter().filter(|(_, from, to)| from != to).map(|(field, from, to)| Edit { field, from, to }).collect()
+}
+
+/// What would become of a pool's bindings: those that go first, as in [`apply`](super::apply).
+fn bindings(desired: &DesiredPool, bound: &[Binding], complete: bool, now: Option<Timestamp>) -> Vec<BindingPlan> {
+    let mut plans = Vec::new();
+    let mut bound: BTreeMap<_, _> = bound.iter().map(|binding| (&binding.name, binding)).collect();
+    bound.retain(|_, binding| {
+        let is_gone = complete && is_undeclared_binding(desired, binding);
+        if is_gone {
+            let from = Some(describe_bound(binding));
+            let binding = binding.name.to_string();
+            plans.push(BindingPlan { binding, action: Action::Delete, from, to: None, why: None });
+        }
+        !is_gone
+    });
+    let is_past = |moment| now.is_some_and(|now| moment <= now);
+    let is_over = |binding: &Binding| binding.ended || binding.expires_at.is_some_and(is_past);
+    let mut reserved: BTreeMap<_, _> = bound
+        .values()
+        .filter(|binding| binding.policy == BindPolicy::Required && !is_over(binding))
+        .map(|binding| (&binding.resource, &binding.name))
+        .collect();
+    for declared in &desired.bindings {
+        let DesiredBinding { name, resource, .. } = declared;
+        let options = declared.options();
+        let before = bound.get(name).copied();
+        if before.is_some_and(|before| before.is_as_declared(resource, &options)) {
+            continue;
+        }
+        let mut plan = BindingPlan {
+            binding: name.to_string(),
+            action: if before.is_some() { Action::Change } else { Action::Create },
+            from: before.map(describe_bound),
+            to: Some(describe(resource, options.policy, options.ttl)),
+            why: None,
+        };
+        if options.policy == BindPolicy::Required
+            && let Some(holder) = reserved.get(resource).filter(|holder| **holder != name)
+        {
+            plan.action = Action::Refuse;
+            plan.why = Some(format!("BindingConflict: {resource} is reserved for {holder}"));
+        } else {
+            reserved.retain(|_, holder| *holder != name);
+            if options.policy == BindPolicy::Required {
+                reserved.insert(resource, name);
+            }
+        }
+        plans.push(plan);
+    }
+    plans
+}
+
+fn describe_bound(binding: &Binding) -> String {
+    let text = describe(&binding.resource, binding.policy, binding.ttl);
+    if binding.declared { text } else { format!("{text}, made by a call") }
+}
+
+fn describe(resource: &ResourceKey, policy: BindPolicy, ttl: Option<std::time::Duration>) -> String {
+    let policy = if policy == BindPolicy::Required { "Required" } else { "Preferred" };
+    match ttl.and_then(in_manifest_form) {
+        Some(ttl) => format!("{resource} ({policy}, ttl {ttl})"),
+        None => format!("{resource} ({policy})"),
+    }
+}
