@@ -144,8 +144,13 @@ async fn a_removed_file_drains_its_pool_and_what_is_leased_goes_last() -> Result
     lease.renew().await?;
     lease.free().await?;
     is_gone(&a).await?;
-    assert_eq!(client.pools("default").await?.len(), 1, "b is still there");
-    Ok(())
+    // The list of pools is told a moment later.
+    eventually(SOON, async || {
+        let left = client.pools("default").await?;
+        ensure!(left.len() == 1, "only b is still there, not {left:?}");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ async fn server(flavor: Flavor) -> Result<Server> {
         server.cmd::<()>(&[&["ACL", "SETUSER"], rules].concat()).await?;
         made += 1;
     }
-    ensure!(made == 2, "the page has {made} users");
+    ensure!(made == 3, "the page has {made} users");
     Ok(server)
 }
 
@@ -92,11 +92,49 @@ async fn try_users(flavor: Flavor) -> Result<()> {
     work(&worker.pool("default/gpus")?).await.context("as the worker")?;
     let others = agent.pool("default/licences")?;
     others.configure(&PoolSettings::default(), &Ownership::default()).await?;
-    match worker.pool("default/licences")?.malloc().await {
-        Err(Error::Server { message, .. }) => ensure!(message.contains("NOPERM"), "{message}"),
-        other => bail!("a worker can lease from another pool: {other:?}"),
-    }
-    ensure!(worker.namespaces().await.is_err(), "a worker can read beyond its pool");
+    denied("leasing from another pool", worker.pool("default/licences")?.malloc().await)?;
+    denied("reading beyond the pool", worker.namespaces().await)?;
+
+    try_team(&agent, &login(&server, "team-a", "team-secret").await?).await.context("as the team")?;
     ensure!(operated.retire(Removal::Revoke).await?.deleted, "the agent can't delete a pool");
     Ok(())
+}
+
+/// The user of one namespace: all of its pools, and nothing else.
+async fn try_team(agent: &Client, team: &Client) -> Result<()> {
+    for name in ["team-a/gpus", "team-a/licences", "team-ab/gpus"] {
+        let pool = agent.pool(name)?;
+        pool.configure(&PoolSettings::default(), &Ownership::default()).await?;
+        pool.extend([Item::new("a".parse()?), Item::new("b".parse()?)]).await?;
+    }
+    for name in ["team-a/gpus", "team-a/licences"] {
+        work(&team.pool(name)?).await.with_context(|| name.to_owned())?;
+    }
+    ensure!(team.pools("team-a").await?.len() == 2, "the namespace's pools are not listed");
+
+    for name in ["team-ab/gpus", "default/gpus"] {
+        let other = team.pool(name)?;
+        denied("leasing from another namespace", other.malloc().await)?;
+        denied("reading another namespace's pool", other.info().await)?;
+        denied("freeing another namespace's lease", other.force_free("a").await)?;
+    }
+    denied("listing another namespace", team.pools("default").await)?;
+    denied("listing the namespaces", team.namespaces().await)?;
+    // The list of what exists is the agent's: neither a new pool nor one less.
+    let own = team.pool("team-a/gpus")?;
+    denied("deleting a pool", own.retire(Removal::Revoke).await)?;
+    let new = team.pool("team-a/new")?;
+    denied("making a pool", new.configure(&PoolSettings::default(), &Ownership::default()).await)?;
+    ensure!(agent.pools("team-a").await?.len() == 2, "the list of pools is not what it was");
+    Ok(())
+}
+
+/// That Redis refused it, and nothing else did.
+fn denied<T: std::fmt::Debug>(what: &str, outcome: Result<T, Error>) -> Result<()> {
+    // What a client hears of a key or a command; what a script hears of a command, on Redis 7.0 and on later ones.
+    let refusals = ["NOPERM", "can't run this command", "ACL failure"];
+    match outcome {
+        Err(Error::Server { message, .. }) if refusals.iter().any(|refusal| message.contains(refusal)) => Ok(()),
+        other => bail!("{what}: {other:?}"),
+    }
 }

@@ -137,7 +137,7 @@ fn every_condition_has_a_row() -> Result<()> {
     in_code.extend(found(r#"=> degraded\(\s*"([A-Z]\w+)""#, &reconcile));
     in_code.extend(found(r#"=> "([A-Z][A-Za-z]+)",\n"#, &sources("crates/agent/src/reconcile")?));
     let mut bindings = found(r#"BindingVerdict::failed\(\s*"([A-Z]\w+)""#, &reconcile);
-    bindings.extend(found(r#"reason: "([A-Z]\w+)""#, &reconcile));
+    bindings.extend(found(r#"reason: "([A-Z]\w+)","#, &reconcile));
     ensure!(
         in_code.len() > 15 && bindings.len() > 4,
         "found only {in_code:?} {bindings:?}: does this test still understand the sources?"
@@ -148,6 +148,33 @@ fn every_condition_has_a_row() -> Result<()> {
     let of_pools = rows.iter().filter(|row| row.len() == 4).filter_map(|row| code(&row[1]).into_iter().next());
     let of_bindings = rows.iter().filter(|row| row.len() == 3).filter_map(|row| code(&row[0]).into_iter().next());
     same("reasons of conditions", &in_code, &of_pools.chain(of_bindings).collect())
+}
+
+/// Of the Events: a condition's reason is the Event's as well, and stands in the table of conditions.
+#[test]
+fn every_event_has_a_row() -> Result<()> {
+    let source = read("crates/agent/src/source/kubernetes/events.rs")?;
+    let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut in_code = found(r#"reason: "([A-Z]\w+)"\.to_owned"#, source);
+    in_code.extend(found(r#"\((?:true|false),\s*"([A-Z]\w+)""#, source));
+    in_code.extend(found(r#"=> \(\s*(?:true|false),\s*"([A-Z]\w+)""#, source));
+    ensure!(in_code.len() > 5, "found only {in_code:?}: does this test still understand the source?");
+    let kubernetes = rows(&page("docs/kubernetes.md")?.section("Events"));
+    let listed: Names = kubernetes.iter().flat_map(|row| code(&row[0])).collect();
+    let conditions = rows(&page("docs/operations.md")?.section("Conditions"));
+    let conditions: Names = conditions.iter().flatten().flat_map(|cell| code(cell)).collect();
+    same("reasons of Events", &in_code, &listed.difference(&conditions).cloned().collect())
+}
+
+#[test]
+fn every_check_of_the_doctor_has_a_row() -> Result<()> {
+    let sources = sources("crates/agent/src/cli/doctor")?;
+    let mut in_code = found(r#"Finding::(?:ok|warning|error|unknown)\(\s*"([a-z]+)""#, &sources);
+    in_code.extend(found(r#"const CHECK: &str = "([a-z]+)""#, &sources));
+    in_code.extend(found(r#"unknown\("([a-z]+)"\)"#, &sources));
+    let rows = rows(&page("docs/operations.md")?.section("A check-up"));
+    let listed = rows.iter().flat_map(|row| code(&row[0])).collect();
+    same("checks of the doctor", &in_code, &listed)
 }
 
 #[test]

@@ -30,16 +30,18 @@ use self::{
 };
 
 /// Every page of the project, from its root.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 11] = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/concepts.md",
     "docs/from-python.md",
+    "docs/kubernetes.md",
     "docs/library.md",
     "docs/manifests.md",
     "docs/operations.md",
     "docs/performance.md",
+    "manifests/README.md",
 ];
 
 /// What is only shown: files of other programs, and commands that need what a test has not.
@@ -107,6 +109,7 @@ pages! {
     the_readme_works = "README.md",
     the_concepts_work = "docs/concepts.md",
     the_python_page_works = "docs/from-python.md",
+    the_kubernetes_page_works = "docs/kubernetes.md",
     the_library_guide_works = "docs/library.md",
     the_manifest_reference_works = "docs/manifests.md",
     the_operations_page_works = "docs/operations.md",
@@ -116,7 +119,7 @@ pages! {
 #[test]
 fn every_page_is_known() -> Result<()> {
     let mut found = Vec::new();
-    for directory in ["", "docs"] {
+    for directory in ["", "docs", "manifests"] {
         for entry in fs::read_dir(root().join(directory))? {
             let file = entry?.path();
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
