@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -18,6 +19,9 @@ use crate::{
     reconcile::conditions::{self, Observed},
     state::{BindingReport, PoolReport},
 };
+
+/// How often counts are published, wherever that is.
+pub(crate) const COUNTS: Duration = Duration::from_secs(10);
 
 /// What is said of everything.
 #[derive(Debug, Default)]

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
-use redis_allocator::{Known, PoolInfo};
 use redis_allocator_crd::DeletionPolicy;
 use tokio::{
     sync::{mpsc, watch},
@@ -20,7 +19,6 @@ use crate::{
     notice::Notice,
     reconcile,
     source::{Declaration, kubernetes::KubernetesSource},
-    state::RememberedPool,
 };
 
 /// How often a follower looks at the pools, to know as much as the leader should it have to take over.
@@ -194,14 +192,8 @@ impl Lead {
                 && let Ok(info) = pool.info().await
                 && info.manager.as_deref() == Some(&ctx.manager)
             {
-                remember(&ctx, &info, policy);
+                ctx.memory.saw(&info, policy);
             }
         }
     }
-}
-
-/// Remembers what was seen of a pool.
-pub(super) fn remember(ctx: &reconcile::Context, info: &PoolInfo, deletion_policy: DeletionPolicy) {
-    let known = Known { incarnation: info.incarnation.clone(), longest: info.longest };
-    ctx.memory.remember(&info.name, RememberedPool { known, deletion_policy });
 }

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::lead::{Cluster, Lead, remember};
+use self::lead::{Cluster, Lead};
 use crate::{
     board::Board,
     embedded::Embedded,
@@ -35,6 +35,7 @@ use crate::{
 const STOP: Duration = Duration::from_secs(10);
 /// How long an agent may take to see which pools of its embedded server are not leased.
 const FAREWELL: Duration = Duration::from_secs(2);
+
 /// Which Redis.
 #[derive(Debug, Clone)]
 pub(crate) enum Server {
@@ -258,7 +259,7 @@ async fn forget_what_nobody_holds(ctx: &reconcile::Context) {
             Ok(info) if info.counts.leased == 0 && info.hold.is_none() => ctx.memory.forget(&name),
             Ok(info) => {
                 if let Some(remembered) = ctx.memory.get(&name) {
-                    remember(ctx, &info, remembered.deletion_policy);
+                    ctx.memory.saw(&info, remembered.deletion_policy);
                 }
                 tracing::info!(pool = %name, "still leased: when it is made anew, it is held back for a while");
             }

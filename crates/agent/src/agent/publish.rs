@@ -7,15 +7,13 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    board::Board,
+    board::{Board, COUNTS},
     source::Declaration,
     state::{FileReport, OccupiedDir, StatusFile},
 };
 
 /// Changes of so long a time share one write.
 const GATHER: Duration = Duration::from_millis(100);
-/// How often counts are written.
-const COUNTS: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(
     occupied: Arc<OccupiedDir>,

@@ -50,7 +50,7 @@ pub(super) async fn apply(ctx: &Context, desired: &DesiredPool, extent: Extent) 
         repair(&pool).await?;
     }
     let info = pool.info().await?;
-    remember(ctx, desired, &info);
+    ctx.memory.saw(&info, desired.deletion_policy());
     ctx.board.set_bindings(&desired.name, verdicts);
     let sync = if held_back.is_empty() { Sync::Done } else { Sync::HeldBack(held_back) };
     Ok(Applied { sync, info })
@@ -89,12 +89,6 @@ pub(super) async fn configure(ctx: &Context, desired: &DesiredPool) -> Result<Co
     let known = Known { incarnation: configured.incarnation.clone(), longest: configured.longest };
     ctx.memory.remember(pool.name(), RememberedPool { known, deletion_policy: desired.deletion_policy() });
     Ok(configured)
-}
-
-/// Remembers what was seen, for the day when Redis has lost it.
-pub(super) fn remember(ctx: &Context, desired: &DesiredPool, info: &PoolInfo) {
-    let known = Known { incarnation: info.incarnation.clone(), longest: info.longest };
-    ctx.memory.remember(&info.name, RememberedPool { known, deletion_policy: desired.deletion_policy() });
 }
 
 /// Brings every origin of the declaration to what it declares, and those that left it to nothing. What was held back.

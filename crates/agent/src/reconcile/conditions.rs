@@ -117,20 +117,27 @@ pub(crate) fn binding_ready(
     with_times(vec![Verdict::new("Ready", ready, reason, message)], generation, before, now)
 }
 
-/// A condition keeps its time for as long as its status does not change, whatever its reason.
-fn with_times(verdicts: Vec<Verdict>, generation: Option<i64>, before: &[Condition], now: Timestamp) -> Vec<Condition> {
-    let timed = |verdict: Verdict| {
-        let same = before.iter().find(|old| old.type_ == verdict.type_ && old.status == verdict.status);
-        Condition {
-            last_transition_time: same.map_or(Time(now), |old| old.last_transition_time.clone()),
-            message: verdict.message,
-            observed_generation: generation,
-            reason: verdict.reason.to_owned(),
-            status: verdict.status.to_owned(),
-            type_: verdict.type_.to_owned(),
+/// A condition keeps its time for as long as its status does not change, whatever its reason, and whoever wrote it first.
+pub(crate) fn keep_times(conditions: &mut [Condition], before: &[Condition]) {
+    for condition in conditions {
+        if let Some(old) = before.iter().find(|old| old.type_ == condition.type_ && old.status == condition.status) {
+            condition.last_transition_time = old.last_transition_time.clone();
         }
+    }
+}
+
+fn with_times(verdicts: Vec<Verdict>, generation: Option<i64>, before: &[Condition], now: Timestamp) -> Vec<Condition> {
+    let timed = |verdict: Verdict| Condition {
+        last_transition_time: Time(now),
+        message: verdict.message,
+        observed_generation: generation,
+        reason: verdict.reason.to_owned(),
+        status: verdict.status.to_owned(),
+        type_: verdict.type_.to_owned(),
     };
-    verdicts.into_iter().map(timed).collect()
+    let mut conditions: Vec<_> = verdicts.into_iter().map(timed).collect();
+    keep_times(&mut conditions, before);
+    conditions
 }
 
 fn ready(observed: &Observed) -> Verdict {

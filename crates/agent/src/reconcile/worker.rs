@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context,
-    apply::{Applied, Extent, apply, configure, remember},
+    apply::{Applied, Extent, apply, configure},
     conditions::{self, Observed, Probing, Sync},
     delete::{Deletion, delete},
 };
@@ -301,7 +301,7 @@ impl Worker {
             // Another life than the remembered one: that must be judged before it is taken for the known one.
             self.astray.notify_one();
         } else if is_ours {
-            remember(&self.ctx, &desired, &info);
+            self.ctx.memory.saw(&info, desired.deletion_policy());
         }
         self.observe(|observed| (observed.info, observed.ours) = (Some(info), is_ours));
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use redis_allocator::{Known, Longest, PoolName};
+use redis_allocator::{Known, Longest, PoolInfo, PoolName};
 use redis_allocator_crd::DeletionPolicy;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -111,6 +111,12 @@ impl Memory {
             content.pools.insert(pool.clone(), facts);
             self.changed.notify_one();
         }
+    }
+
+    /// Remembers what was seen of a pool, for the day when Redis has lost it.
+    pub(crate) fn saw(&self, info: &PoolInfo, deletion_policy: DeletionPolicy) {
+        let known = Known { incarnation: info.incarnation.clone(), longest: info.longest };
+        self.remember(&info.name, RememberedPool { known, deletion_policy });
     }
 
     pub(crate) fn forget(&self, pool: &PoolName) {

@@ -29,12 +29,10 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    board::{Board, Gone},
+    board::{Board, COUNTS, Gone},
     metrics::Metrics,
 };
 
-/// How often the counts of an object are written.
-pub(super) const COUNTS: Duration = Duration::from_secs(10);
 /// How long after a write the watch may bring what was there before it.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -170,10 +168,9 @@ impl Context {
     fn status<S: Status>(&self, key: &Key, object: &DynamicObject) -> (Option<S>, Option<Instant>, bool) {
         let written = locked(&self.written).get(key).filter(|written| written.uid == object.metadata.uid).cloned();
         // A status that another version wrote may be one that can't be read: it is written anew.
-        match written {
-            Some(Written { status, at, theirs, .. }) => (serde_json::from_str(&status).ok(), at, theirs),
-            None => (object.data.get("status").and_then(|status| S::deserialize(status).ok()), None, false),
-        }
+        written.map_or((None, None, false), |Written { status, at, theirs, .. }| {
+            (serde_json::from_str(&status).ok(), at, theirs)
+        })
     }
 
     /// Gives an object this status.

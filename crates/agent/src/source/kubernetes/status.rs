@@ -6,7 +6,7 @@ use redis_allocator_crd::{ResourcePoolStatus, SoftBindingStatus};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::index::Refusal;
-use crate::reconcile::conditions::{self, Observed};
+use crate::reconcile::conditions::{self, Observed, keep_times};
 
 /// A status with conditions.
 pub(super) trait Status: Clone + PartialEq + Serialize + DeserializeOwned {
@@ -182,15 +182,6 @@ fn observe<S: Status>(status: &mut S, generation: Option<i64>) {
     status.observe(generation);
     for condition in status.conditions_mut() {
         condition.observed_generation = generation;
-    }
-}
-
-/// A condition keeps its time for as long as its status does not change, whoever wrote it first.
-fn keep_times(conditions: &mut [Condition], before: &[Condition]) {
-    for condition in conditions {
-        if let Some(old) = before.iter().find(|old| old.type_ == condition.type_ && old.status == condition.status) {
-            condition.last_transition_time = old.last_transition_time.clone();
-        }
     }
 }
 
