@@ -11,7 +11,7 @@ use crate::{Flavor, Proxy, Server, ports, stats, wait::eventually};
 const SLOTS: u16 = 16_384;
 const MASTERS: u16 = 3;
 /// How long the nodes may take to agree with each other.
-const AGREEMENT: Duration = Duration::from_secs(30);
+const AGREEMENT: Duration = Duration::from_mins(1);
 
 /// Three masters that share the slots, without replicas.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Cluster {
     /// Starts a Cluster and waits until every node accepts every slot.
     ///
     /// # Errors
-    /// When a node does not start, or they do not agree within thirty seconds.
+    /// When a node does not start, or they do not agree within a minute.
     pub async fn start(flavor: Flavor) -> Result<Self> {
         Self::form(flavor, false).await
     }
@@ -179,7 +179,7 @@ impl Cluster {
     /// Waits until every node sees all slots served, by the same owners, at the ports that clients use.
     ///
     /// # Errors
-    /// When they do not agree within thirty seconds.
+    /// When they do not agree within a minute.
     pub async fn wait_until_agreed(&self) -> Result<()> {
         eventually(AGREEMENT, async || {
             let expected = self.nodes[0].shares().await?;
@@ -225,7 +225,7 @@ impl Migration<'_> {
                 .arg(self.target.server.port())
                 .arg("")
                 .arg(0)
-                .arg(5000)
+                .arg(30_000)
                 .arg("KEYS")
                 .arg(&keys)
                 .exec_async(&mut source.connection().await?)
@@ -238,7 +238,7 @@ impl Migration<'_> {
     /// Moves the remaining keys, hands the slot over, and waits until every node knows.
     ///
     /// # Errors
-    /// When a node refuses, or they do not agree within thirty seconds.
+    /// When a node refuses, or they do not agree within a minute.
     pub async fn finish(self) -> Result<()> {
         while self.move_keys(100).await? > 0 {}
         let others = self.cluster.nodes.iter().filter(|node| node.id != self.target.id && node.id != self.source.id);

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use crate::{Flavor, Proxy, Server, wait::eventually};
 
 /// How long a replica may take to catch up with its master.
-const CATCH_UP: Duration = Duration::from_secs(20);
+const CATCH_UP: Duration = Duration::from_mins(1);
 
 /// A server that follows a master through a proxied link.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Replica {
     /// Starts a replica of `master`, of the same flavour, and waits until it holds the same data.
     ///
     /// # Errors
-    /// When it does not start, or does not catch up within twenty seconds.
+    /// When it does not start, or does not catch up within a minute.
     pub async fn of(master: &Server) -> Result<Self> {
         let link = Proxy::start_raw(master.port()).await?;
         let server = Self::configured(master.flavor(), link.port()).start().await?;
@@ -47,7 +47,7 @@ impl Replica {
     /// Lets replication go on, and waits until the replica holds what `master` holds.
     ///
     /// # Errors
-    /// When that takes more than twenty seconds.
+    /// When that takes more than a minute.
     pub async fn catch_up(&self, master: &Server) -> Result<()> {
         self.link.pass();
         self.wait_for(master).await

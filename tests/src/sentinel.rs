@@ -8,9 +8,9 @@ use crate::{Flavor, Server, wait::eventually};
 
 /// How long Sentinels may take to find each other and the replicas: they announce themselves every two seconds and ask
 /// the master for its replicas every ten.
-const DISCOVERY: Duration = Duration::from_secs(30);
+const DISCOVERY: Duration = Duration::from_mins(1);
 /// How long a failover may take, from its cause to its end.
-const FAILOVER: Duration = Duration::from_secs(40);
+const FAILOVER: Duration = Duration::from_secs(90);
 
 /// A group of Sentinels around one master.
 #[derive(Debug)]
@@ -21,13 +21,13 @@ pub struct Sentinels {
 
 impl Sentinels {
     /// Starts `count` Sentinels (1 to 3, say) that call `master` by `name`, and waits until each knows all others and
-    /// `replicas` replicas. A majority decides, after the master was silent for a second.
+    /// `replicas` replicas. A majority decides, after the master was silent for three seconds.
     ///
     /// Replicas must follow the master directly ([`Builder::replica_of`](crate::server::Builder::replica_of)):
     /// Sentinels would soon point one that follows a proxy at the master itself.
     ///
     /// # Errors
-    /// When one does not start, or they do not find everything within thirty seconds.
+    /// When one does not start, or they do not find everything within a minute.
     pub async fn start(flavor: Flavor, name: &str, master: &Server, replicas: usize, count: usize) -> Result<Self> {
         let quorum = count / 2 + 1;
         let mut sentinels = Vec::with_capacity(count);
@@ -35,7 +35,7 @@ impl Sentinels {
             let sentinel = Server::builder(flavor)
                 .sentinel()
                 .line(format!("sentinel monitor {name} 127.0.0.1 {} {quorum}", master.port()))
-                .line(format!("sentinel down-after-milliseconds {name} 1000"))
+                .line(format!("sentinel down-after-milliseconds {name} 3000"))
                 // Twice this must pass before the next failover may begin.
                 .line(format!("sentinel failover-timeout {name} 3000"));
             sentinels.push(sentinel.start().await?);
@@ -72,18 +72,19 @@ impl Sentinels {
     /// Promotes a replica although the master lives, and waits until all is done.
     ///
     /// # Errors
-    /// When there is no replica to promote, or it takes more than forty seconds.
+    /// When there is no replica to promote, or it takes more than ninety seconds.
     pub async fn failover(&self) -> Result<u16> {
         let former = self.master_port().await?;
         let sentinel = self.sentinels.first().context("a failover needs a Sentinel")?;
-        sentinel.cmd::<()>(&["SENTINEL", "FAILOVER", &self.name]).await?;
+        // Refused as long as the replica has not been seen in good health: that is looked at every few seconds.
+        eventually(DISCOVERY, async || sentinel.cmd::<()>(&["SENTINEL", "FAILOVER", &self.name]).await).await?;
         self.wait_for_failover_from(former).await
     }
 
     /// Waits until every living Sentinel names another master than the one on port `former`, and returns its port.
     ///
     /// # Errors
-    /// When it takes more than forty seconds.
+    /// When it takes more than ninety seconds.
     pub async fn wait_for_failover_from(&self, former: u16) -> Result<u16> {
         eventually(FAILOVER, async || {
             let mut port = None;

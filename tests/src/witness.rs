@@ -51,6 +51,9 @@ end
 return 0
 ";
 
+/// How long the witness may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 const KEYS: [&str; 4] = ["last", "grants", "refusals", "counts"];
 
 /// The present moment, by the clock that all processes of this host share and that goes on during sleep.
@@ -105,9 +108,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// When the refused use happened, in whole ms of [`now`]; 0 for an accusation.
+    /// When the later of the two uses happened that contradict each other, in whole ms of [`now`]; 0 for an accusation.
+    /// The refused one may be the earlier: it was told late.
     pub fn at(&self) -> u64 {
-        serde_json::from_str::<Use>(&self.used).map_or(0, |used| used.at)
+        let at = |json: &str| serde_json::from_str::<Use>(json).map_or(0, |used| used.at);
+        at(&self.used).max(at(&self.last))
     }
 
     fn parse(stored: String) -> Result<Self> {
@@ -142,7 +147,9 @@ impl Witness {
     /// # Errors
     /// When nothing answers there.
     pub async fn connect(url: &str) -> Result<Self> {
-        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(10)));
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
         let connection = redis::Client::open(url)?
             .get_multiplexed_async_connection_with_config(&config)
             .await

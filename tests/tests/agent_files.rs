@@ -18,8 +18,12 @@ async fn server() -> Result<(Server, Client, Site)> {
     Ok((server, client, Site::new()?))
 }
 
+/// How long it may take until an edit is in Redis: less than the half minute after which all files are read again,
+/// whether or not something was noticed.
+const NOTICED: Duration = Duration::from_secs(20);
+
 async fn has(pool: &Pool, resources: u64) -> Result<()> {
-    eventually(SOON, async || {
+    eventually(NOTICED, async || {
         let found = pool.len().await?;
         ensure!(found == resources, "{} has {found} resources", pool.name());
         Ok(())
@@ -28,7 +32,7 @@ async fn has(pool: &Pool, resources: u64) -> Result<()> {
 }
 
 async fn is_gone(pool: &Pool) -> Result<()> {
-    eventually(SOON, async || match pool.info().await {
+    eventually(NOTICED, async || match pool.info().await {
         Err(Error::UnknownPool { .. }) => Ok(()),
         other => anyhow::bail!("{other:?}"),
     })
@@ -36,7 +40,7 @@ async fn is_gone(pool: &Pool) -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_edit_is_in_redis_well_within_a_second() -> Result<()> {
+async fn an_edit_is_in_redis_at_once() -> Result<()> {
     let (server, client, site) = server().await?;
     site.write("a.yaml", &pool_of("a", 2))?;
     let mut agent = site.agent(&["--redis-url", &server.url()])?;
@@ -47,8 +51,9 @@ async fn an_edit_is_in_redis_well_within_a_second() -> Result<()> {
     let edited = std::time::Instant::now();
     site.write("a.yaml", &pool_of("a", 3))?;
     has(&a, 3).await?;
-    // Half of it would be usual; a machine that runs other tests meanwhile is slower.
-    assert!(edited.elapsed() < Duration::from_secs(2), "{:?}", edited.elapsed());
+    // A fraction of it is usual. A machine that has no time is slower, but a change that was not noticed would wait for
+    // the next look at all files, after half a minute.
+    assert!(edited.elapsed() < Duration::from_secs(10), "{:?}", edited.elapsed());
 
     // As editors save: another file, renamed over the old one. Twice, because a watched file would be lost after once.
     for resources in [4, 5] {
@@ -61,7 +66,7 @@ async fn an_edit_is_in_redis_well_within_a_second() -> Result<()> {
     fs::create_dir(site.pools().join("lab"))?;
     site.write("lab/b.yml", &pool_of("b", 1).replace("{name: b}", "{name: b, namespace: lab}"))?;
     let b = client.pool("lab/b")?;
-    eventually(SOON, async || Ok(b.info().await?)).await?;
+    eventually(NOTICED, async || Ok(b.info().await?)).await?;
     has(&b, 1).await
 }
 
@@ -116,11 +121,11 @@ async fn a_bad_edit_keeps_what_was_good_and_other_files_go_on() -> Result<()> {
     site.write("b.yaml", &pool_of("b", 8))?;
     // Nothing is to happen, so there is nothing to wait for but the time in which it would.
     tokio::time::sleep(Duration::from_millis(700)).await;
-    assert_eq!(agent.metric("redis_allocator_source_files_failed")?, 2);
+    agent.has_metric("redis_allocator_source_files_failed", 2).await?;
     assert_eq!((a.len().await?, b.len().await?), (2, 4), "neither place counts");
     fs::remove_file(site.pools().join("c.yaml"))?;
     has(&b, 8).await?;
-    assert_eq!(agent.metric("redis_allocator_source_files_failed")?, 1);
+    agent.has_metric("redis_allocator_source_files_failed", 1).await?;
 
     site.write("a.yaml", &pool_of("a", 7))?;
     has(&a, 7).await?;
@@ -209,7 +214,7 @@ async fn a_directory_that_lost_everything_changes_nothing_but_readiness() -> Res
     let a = client.pool("a")?;
 
     fs::remove_file(site.pools().join("a.yaml"))?;
-    assert!(agent.not_ready().await?.contains("--allow-empty"));
+    agent.not_ready_because("--allow-empty").await?;
     assert_eq!(a.info().await?.counts.free, 2);
     fs::remove_dir(site.pools())?;
     agent.logged("No such file").await?;
@@ -219,8 +224,9 @@ async fn a_directory_that_lost_everything_changes_nothing_but_readiness() -> Res
     assert!(agent.terminate().await?.success());
     fs::create_dir(site.pools())?;
     let mut agent = site.agent(&["--redis-url", &server.url()])?;
-    assert!(agent.not_ready().await?.contains("--allow-empty"));
-    agent.logged("leading").await?;
+    agent.not_ready_because("--allow-empty").await?;
+    // The log has words of the agent before.
+    agent.has_metric("redis_allocator_leader", 1).await?;
     assert_eq!(a.info().await?.counts.free, 2);
 
     site.write("a.yaml", &pool_of("a", 4))?;
@@ -350,7 +356,7 @@ async fn a_pool_that_another_declaration_manages_is_left_alone() -> Result<()> {
     fs::remove_file(other.pools().join("a.yaml"))?;
     other.write("b.yaml", &pool_of("b", 1))?;
     let b = client.pool("b")?;
-    eventually(SOON, async || Ok(b.info().await?)).await?;
+    eventually(NOTICED, async || Ok(b.info().await?)).await?;
     assert_eq!(a.info().await?.manager.as_deref(), Some("first"));
 
     other.write("a.yaml", &pool_of("a", 5))?;

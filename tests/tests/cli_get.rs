@@ -14,7 +14,7 @@ use e2e::{Flavor, Server};
 use redis_allocator::{BindOptions, Cause, Client, Item, Lease, Ownership, Pool, PoolSettings};
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 async fn server() -> Result<(Server, Client)> {
     // Before any lease is granted: a build takes longer than leases last.

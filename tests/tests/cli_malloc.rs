@@ -7,7 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,7 +16,8 @@ use redis_allocator::{Client, Item, Ownership, Place, Pool, PoolSettings};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
-const SOON: Duration = Duration::from_secs(10);
+/// For what happens at once, on a machine that may have no time.
+const SOON: Duration = Duration::from_secs(30);
 
 /// A server with the pool `default/gpus`, whose only resource is gpu-0.
 struct World {
@@ -78,7 +79,7 @@ impl World {
 async fn output(child: Child) -> Result<Output> {
     let pid = Pid::from_child(&child);
     let waiting = tokio::task::spawn_blocking(move || child.wait_with_output());
-    if let Ok(output) = tokio::time::timeout(Duration::from_secs(30), waiting).await {
+    if let Ok(output) = tokio::time::timeout(2 * SOON, waiting).await {
         return Ok(output??);
     }
     kill_process(pid, Signal::KILL)?;
@@ -102,7 +103,7 @@ async fn appears(path: &Path) -> Result<()> {
 }
 
 async fn ends(pid: i32) -> Result<()> {
-    eventually(2 * SOON, async || {
+    eventually(SOON, async || {
         // A process that has ended and is not reaped yet has ended.
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
@@ -187,10 +188,10 @@ async fn each_way_of_not_running_the_command_has_its_code() -> Result<()> {
 #[tokio::test]
 async fn the_lease_is_renewed_while_the_command_runs() -> Result<()> {
     let world = World::new().await?;
-    let child = world.start(&["--ttl", "1s"], "touch READY; sleep 5").await?;
+    let child = world.start(&["--ttl", "2s"], "touch READY; sleep 6").await?;
     let Place::Leased(at_first) = world.place().await? else { bail!("gpu-0 should be leased") };
-    tokio::time::sleep(Duration::from_millis(4200)).await;
-    assert!(world.gpus.malloc().await?.is_none(), "somebody else got it, long after the first second");
+    tokio::time::sleep(Duration::from_millis(4500)).await;
+    assert!(world.gpus.malloc().await?.is_none(), "somebody else got it, long after the first two seconds");
     let Place::Leased(later) = world.place().await? else { bail!("gpu-0 should still be leased") };
     assert_eq!(at_first.token, later.token);
     assert_eq!(code(&output(child).await?), Some(0));
@@ -242,7 +243,8 @@ async fn a_command_that_ignores_term_is_killed_after_the_grace() -> Result<()> {
     kill_process(Pid::from_child(&child), Signal::TERM)?;
     assert_eq!(code(&output(child).await?), Some(128 + 9));
     let took = asked.elapsed();
-    assert!((Duration::from_secs(1)..Duration::from_secs(5)).contains(&took), "it took {took:?}");
+    // It would be ten seconds if nothing had been asked for.
+    assert!((Duration::from_secs(1)..Duration::from_secs(9)).contains(&took), "it took {took:?}");
     world.is_free().await
 }
 
@@ -261,17 +263,20 @@ async fn a_lease_that_is_taken_away_stops_the_command() -> Result<()> {
 async fn when_the_server_is_silent_the_command_is_dead_before_its_lease_ends() -> Result<()> {
     const TTL: Duration = Duration::from_secs(6);
     let world = World::new().await?;
-    // It ignores TERM: only KILL ends it, which must come in time.
-    let script =
-        format!("trap '' TERM; echo $$ >{}; touch READY; while :; do sleep 0.05; done", world.file("pid").display());
+    // It ignores TERM: only KILL ends it, which must come in time. It says itself how long it has lived.
+    let script = format!(
+        "trap '' TERM; echo $$ >{}; touch READY; while :; do : >{}; sleep 0.05; done",
+        world.file("pid").display(),
+        world.file("alive").display()
+    );
     let child = world.start(&["--ttl", "6s", "--grace", "30s"], &script).await?;
     let command: i32 = fs::read_to_string(world.file("pid"))?.trim().parse()?;
-    let silent = Instant::now();
+    let silent = SystemTime::now();
     world.server.pause()?;
     ends(command).await?;
-    let took = silent.elapsed();
+    let took = fs::metadata(world.file("alive"))?.modified()?.duration_since(silent)?;
     // The last renewal was asked for before the silence: the lease's time counts from there.
-    assert!(took < TTL + Duration::from_millis(200), "the command ran on for {took:?}, its lease for at most {TTL:?}");
+    assert!(took < TTL, "the command ran on for {took:?}, its lease for at most {TTL:?}");
     world.server.resume()?;
     let output = output(child).await?;
     assert_eq!(code(&output), Some(79), "{}", stderr(&output));
@@ -338,7 +343,7 @@ async fn a_command_with_a_terminal_can_read_from_it() -> Result<()> {
     // script(1) gives it a terminal; its own input is what is typed.
     let typed = "(sleep 1; echo one; sleep 1; echo two; sleep 1)";
     let output = Command::new("sh")
-        .args(["-c", &format!("{typed} | timeout 20 script -qec \"$1\" /dev/null"), "sh", &inner])
+        .args(["-c", &format!("{typed} | timeout 60 script -qec \"$1\" /dev/null"), "sh", &inner])
         .output()?;
     let seen = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(seen.contains("command got one"), "{seen}");

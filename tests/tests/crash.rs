@@ -14,6 +14,12 @@ use tokio::process::{Child, Command};
 const WORKERS: usize = 8;
 const KILLS: usize = 44;
 const BETWEEN_KILLS: Duration = Duration::from_millis(400);
+/// For what must happen, on a machine that may have no time.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Fewer would prove little.
+const GRANTS: u64 = 200;
+/// Of a test: many times what it takes.
+const LIMIT: Duration = Duration::from_mins(8);
 /// Longest time to live that a worker asks for.
 const LONGEST_TTL: Duration = Duration::from_secs(3);
 
@@ -74,7 +80,7 @@ async fn killed_workers_never_share_a_resource(flavor: Flavor) -> Result<()> {
     let mut scene =
         Scene { server: Server::start(flavor).await?, record: Server::start(Flavor::Redis).await?, started: 0 };
     let witness = Witness::connect(&scene.record.url()).await?;
-    let client = Client::connect(&scene.server.url()).await?;
+    let client = Client::builder(scene.server.url()).timeout(PATIENCE).connect_timeout(PATIENCE).connect().await?;
     let pool = client.pool("crash")?;
     let settings = PoolSettings { max_ttl: Some(LONGEST_TTL), default_ttl: LONGEST_TTL, ..PoolSettings::default() };
     pool.configure(&settings, &Ownership::default()).await?;
@@ -85,24 +91,40 @@ async fn killed_workers_never_share_a_resource(flavor: Flavor) -> Result<()> {
     let mut while_holding = 0;
     for kill in 0..KILLS {
         tokio::time::sleep(BETWEEN_KILLS).await;
-        let mut victim = std::mem::replace(&mut workers[kill * 5 % WORKERS], scene.start_worker()?);
+        let number = kill * 5 % WORKERS;
+        if kill % 4 > 0 {
+            // Most hold something when they are killed; the others may just be starting.
+            eventually(PATIENCE, async || {
+                let held = witness.held_by(&workers[number].holder).await?;
+                ensure!(!held.is_empty(), "{} holds nothing", workers[number].holder);
+                Ok(())
+            })
+            .await?;
+        }
+        let mut victim = std::mem::replace(&mut workers[number], scene.start_worker()?);
         victim.process.kill().await.context("cannot kill a worker")?;
         if !witness.held_by(&victim.holder).await?.is_empty() {
             while_holding += 1;
         }
     }
+    eventually(PATIENCE, async || {
+        let counts = witness.counts().await?;
+        ensure!(counts.grants >= GRANTS, "{counts:?}");
+        Ok(())
+    })
+    .await?;
     ensure!(!resizing.is_finished(), "resizing failed: {:?}", resizing.await);
     resizing.abort();
     for worker in &mut workers {
         drop(worker.process.stdin.take());
     }
     for worker in &mut workers {
-        let status = tokio::time::timeout(Duration::from_secs(10), worker.process.wait()).await??;
+        let status = tokio::time::timeout(PATIENCE, worker.process.wait()).await??;
         ensure!(status.success(), "{} ended with {status}", worker.holder);
     }
 
     // Whoever was killed held until its time was over and the clocks' slack had passed.
-    let info = eventually(LONGEST_TTL + redis_allocator::CLOCK_SLACK + Duration::from_secs(5), async || {
+    let info = eventually(LONGEST_TTL + redis_allocator::CLOCK_SLACK + PATIENCE, async || {
         while pool.gc(200).await?.more {}
         let info = pool.info().await?;
         ensure!(info.counts.total > 0 && info.counts.free == info.counts.total, "not all are free: {:?}", info.counts);
@@ -125,7 +147,7 @@ async fn killed_workers_never_share_a_resource(flavor: Flavor) -> Result<()> {
     let refusals = witness.refusals().await?;
     ensure!(refusals.is_empty(), "{} refusals, the first: {:#?}", refusals.len(), &refusals[..refusals.len().min(5)]);
     ensure!(while_holding >= 20, "only {while_holding} of {KILLS} were killed while holding");
-    ensure!(counts.grants >= 200 && counts.excused < counts.grants / 100, "{counts:?}");
+    ensure!(counts.grants >= GRANTS && counts.excused < counts.grants / 20, "{counts:?}");
     ensure!(info.counters.expired > 0, "nobody's lease expired: {:?}", info.counters);
     ensure!(pool.check().await?.is_empty(), "{:?}", pool.check().await?);
 
@@ -140,10 +162,10 @@ async fn killed_workers_never_share_a_resource(flavor: Flavor) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_workers_never_share_a_resource_on_redis() -> Result<()> {
-    tokio::time::timeout(Duration::from_secs(90), killed_workers_never_share_a_resource(Flavor::Redis)).await?
+    tokio::time::timeout(LIMIT, killed_workers_never_share_a_resource(Flavor::Redis)).await?
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_workers_never_share_a_resource_on_valkey() -> Result<()> {
-    tokio::time::timeout(Duration::from_secs(90), killed_workers_never_share_a_resource(Flavor::Valkey)).await?
+    tokio::time::timeout(LIMIT, killed_workers_never_share_a_resource(Flavor::Valkey)).await?
 }

@@ -3,7 +3,10 @@
 //! the leases that nobody knows any more are over; after a rollback, two may use a resource until the older one's
 //! deadline at most; no fencing token ever comes twice; the pool is whole again afterwards.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{
@@ -14,7 +17,7 @@ use e2e::{
 };
 use redis_allocator::{
     CLOCK_SLACK, Cause, Client, Error, Hold, Known, Lease, Longest, LostReason, Ownership, Place, Pool, PoolSettings,
-    ResourceKey, test_clock::TestClock,
+    ResourceKey, Timestamp, test_clock::TestClock,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -24,8 +27,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Longest time to live that the pools under load grant.
-const LONGEST: Duration = Duration::from_millis(1200);
-const SOON: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(2);
+/// For what must happen soon, on a machine that may be busy.
+const SOON: Duration = Duration::from_secs(30);
 const WORKERS: usize = 6;
 const SIZE: u64 = 8;
 
@@ -48,7 +52,7 @@ impl Load {
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         for number in 0..WORKERS {
             let holder: Arc<str> = format!("worker-{number}").into();
-            let client = Client::builder(url).owner(&*holder).timeout(Duration::from_secs(2)).connect().await?;
+            let client = Client::builder(url).owner(&*holder).timeout(SOON).connect().await?;
             tasks.spawn(work(client.pool("load")?, witness.clone(), holder, number, stop.clone()));
         }
         Ok(Self { tasks, stop })
@@ -118,12 +122,15 @@ async fn use_it(lease: &Lease, witness: &Witness, holder: &str, time: Duration) 
 }
 
 /// Keeps the pool as the agent does: remembers its life and its longest lease, and makes it anew when it is gone.
-async fn keep(pool: Pool, recovered: watch::Sender<u32>) -> Result<()> {
-    let mut known: Option<Known> = None;
+async fn keep(pool: Pool, remembered: Arc<Mutex<Option<Known>>>, recovered: watch::Sender<u32>) -> Result<()> {
     loop {
         match pool.info().await {
-            Ok(info) => known = Some(Known { incarnation: info.incarnation, longest: info.longest }),
+            Ok(info) => {
+                let known = Known { incarnation: info.incarnation, longest: info.longest };
+                *remembered.lock().unwrap() = Some(known);
+            }
             Err(Error::UnknownPool { .. }) => {
+                let known = remembered.lock().unwrap().clone();
                 let ownership = Ownership { manager: Some("test"), known: known.as_ref() };
                 let configured = pool.configure(&settings(), &ownership).await?;
                 ensure!(configured.created && configured.recovered == known.is_some(), "{configured:?}");
@@ -164,29 +171,45 @@ async fn everything_is_lost_under_load(flavor: Flavor) -> Result<()> {
     let witness = Witness::connect(&record.url()).await?;
     let pool = Client::connect(&server.url()).await?.pool("load")?;
     let (recovered, mut recoveries) = watch::channel(0);
-    let agent = AbortOnDropHandle::new(tokio::spawn(keep(pool.clone(), recovered)));
+    let remembered = Arc::new(Mutex::new(None));
+    let agent = AbortOnDropHandle::new(tokio::spawn(keep(pool.clone(), Arc::clone(&remembered), recovered)));
     recoveries.wait_for(|&times| times == 1).await?;
     let load = Load::start(&server.url(), &witness).await?;
     for times in 2..=3 {
         busy(&pool).await?;
         let mine = eventually(SOON, async || pool.malloc().await?.context("nothing is free")).await?;
         // The agent has seen what was granted.
-        tokio::time::sleep(Duration::from_millis(120)).await;
+        eventually(SOON, async || {
+            let incarnation = pool.info().await?.incarnation;
+            let known = remembered.lock().unwrap().clone().context("nothing is remembered")?;
+            ensure!(known.incarnation == incarnation && known.longest == Longest::For(LONGEST), "{known:?}");
+            Ok(())
+        })
+        .await?;
         let before = pool.info().await?;
+        mine.renew().await?;
+        let renewed = Instant::now();
         server.flushall().await?;
         recoveries.wait_for(|&seen| seen == times).await?;
         let after = pool.info().await?;
         ensure!(after.incarnation != before.incarnation);
         ensure!((after.counts.quarantined, after.counts.free) == (SIZE, 0), "{:?}", after.counts);
         let Some(Hold::Until(until)) = after.hold else { anyhow::bail!("not held back: {after:?}") };
-        let hold = Duration::from_millis(until.as_millis() - after.now.as_millis());
-        ensure!(hold <= LONGEST + CLOCK_SLACK && hold > LONGEST, "held back for {hold:?}");
+        // It began between the two looks.
+        let from = |moment: Timestamp| Duration::from_millis(until.as_millis().saturating_sub(moment.as_millis()));
+        let hold = LONGEST + CLOCK_SLACK;
+        ensure!(from(after.now) <= hold && from(before.now) >= hold, "held back until {until:?}: {before:?} {after:?}");
 
-        // A renewal tells at once; nobody gets anything before the hold is over.
+        // A renewal tells at once, unless this machine took so long that the holder's own time is over.
         let told = mine.renew().await;
-        ensure!(matches!(told, Err(Error::Lost { reason: LostReason::PoolLost, .. })), "{told:?}");
-        ensure!(mine.lost_reason() == Some(LostReason::PoolLost), "{mine:?}");
-        ensure!(pool.malloc().await?.is_none(), "granted before the hold was over");
+        let Err(Error::Lost { reason, .. }) = told else { anyhow::bail!("{told:?}") };
+        let over = renewed.elapsed() >= LONGEST && reason == LostReason::Expired;
+        ensure!(reason == LostReason::PoolLost || over, "{reason:?}");
+        ensure!(mine.lost_reason() == Some(reason), "{mine:?}");
+        // Nobody gets anything before the hold is over.
+        let early = pool.malloc().await?;
+        ensure!(early.as_ref().is_none_or(|lease| lease.granted_at() >= until), "granted before {until:?}: {early:?}");
+        drop(early);
         let token = eventually(hold + SOON, async || {
             let info = pool.info().await?;
             ensure!(info.counters.granted > 0, "{:?}", info.counts);
@@ -217,10 +240,10 @@ enum Rollback {
     Replica,
 }
 
-/// One address for whichever server is the master, as a Kubernetes Service is.
+/// One address for whichever server is the master, as a Kubernetes Service is. Without one it refuses everybody.
 struct Service {
     port: u16,
-    upstream: watch::Sender<u16>,
+    upstream: watch::Sender<Option<u16>>,
     _accepting: AbortOnDropHandle<()>,
 }
 
@@ -228,14 +251,14 @@ impl Service {
     async fn start(upstream: u16) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
-        let upstream = watch::Sender::new(upstream);
+        let upstream = watch::Sender::new(Some(upstream));
         let target = upstream.subscribe();
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((mut client, _)) = listener.accept().await {
                 let mut target = target.clone();
                 connections.spawn(async move {
-                    let port = *target.borrow_and_update();
+                    let Some(port) = *target.borrow_and_update() else { return };
                     let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
@@ -266,17 +289,22 @@ async fn a_rollback_under_load(flavor: Flavor, rollback: Rollback) -> Result<()>
     busy(&pool).await?;
     let before = pool.info().await?;
     let lost_from = witness::now();
-    match rollback {
-        Rollback::Backup => server.restart_from(&backup).await?,
-        Rollback::Replica => {
-            server.kill();
-            replica.promote().await?;
-            service.upstream.send_replace(replica.server().port());
+    server.kill();
+    service.upstream.send_replace(None);
+    let master = match rollback {
+        Rollback::Backup => {
+            server.restart_from(&backup).await?;
+            &server
         }
-    }
-    let lost_until = witness::now();
-    let master = if rollback == Rollback::Backup { &server } else { replica.server() };
+        Rollback::Replica => {
+            replica.promote().await?;
+            replica.server()
+        }
+    };
+    // Before anybody reaches it.
     let known: u64 = master.cmd(&["HGET", "ra:{default/load}:meta", "last"]).await?;
+    service.upstream.send_replace(Some(master.port()));
+    let lost_until = witness::now();
 
     // Whatever nobody knew of is over now. Nothing that happens from here on is excused.
     tokio::time::sleep(LONGEST).await;
@@ -284,6 +312,11 @@ async fn a_rollback_under_load(flavor: Flavor, rollback: Rollback) -> Result<()>
     let grants = witness.counts().await?.grants;
     busy(&pool).await?;
     tokio::time::sleep(LONGEST).await;
+    eventually(SOON, async || {
+        ensure!(witness.counts().await?.grants > grants, "nothing was granted afterwards");
+        Ok(())
+    })
+    .await?;
     load.end().await?;
     whole(&pool).await?;
 
@@ -300,18 +333,20 @@ async fn a_rollback_under_load(flavor: Flavor, rollback: Rollback) -> Result<()>
     ensure!(outside.is_empty(), "refused outside of the bounds: {outside:#?}");
     ensure!(within.iter().all(|refusal| refusal.why != "token-repeated"), "{within:#?}");
     ensure!(info.incarnation == before.incarnation && info.last_token > before.last_token, "{info:?}");
-    ensure!(counts.grants > grants, "nothing was granted afterwards");
     ensure!(known <= before.last_token, "it lost nothing");
     Ok(())
 }
 
-async fn within_a_minute(work: impl Future<Output = Result<()>>) -> Result<()> {
-    tokio::time::timeout(Duration::from_mins(1), work).await.context("did not end within a minute")?
+/// Many times what it takes.
+const LIMIT: Duration = Duration::from_mins(5);
+
+async fn in_time(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::time::timeout(LIMIT, work).await.with_context(|| format!("did not end within {LIMIT:?}"))?
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refilled_is_held_back_until_lost_leases_are_over() -> Result<()> {
-    within_a_minute(async {
+    in_time(async {
         let (redis, valkey) = tokio::join!(
             Box::pin(everything_is_lost_under_load(Flavor::Redis)),
             Box::pin(everything_is_lost_under_load(Flavor::Valkey))
@@ -323,7 +358,7 @@ async fn what_is_refilled_is_held_back_until_lost_leases_are_over() -> Result<()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_backup_is_settled_within_a_time_to_live() -> Result<()> {
-    within_a_minute(async {
+    in_time(async {
         let (redis, valkey) = tokio::join!(
             Box::pin(a_rollback_under_load(Flavor::Redis, Rollback::Backup)),
             Box::pin(a_rollback_under_load(Flavor::Valkey, Rollback::Backup))
@@ -335,7 +370,7 @@ async fn a_restored_backup_is_settled_within_a_time_to_live() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_lagged_is_settled_within_a_time_to_live() -> Result<()> {
-    within_a_minute(async {
+    in_time(async {
         let (redis, valkey) = tokio::join!(
             Box::pin(a_rollback_under_load(Flavor::Redis, Rollback::Replica)),
             Box::pin(a_rollback_under_load(Flavor::Valkey, Rollback::Replica))
@@ -364,7 +399,7 @@ async fn granted(pool: &Pool, clock: &TestClock) -> Result<Lease> {
 
 #[tokio::test]
 async fn a_holder_who_is_forgotten_is_taken_back_or_told() -> Result<()> {
-    within_a_minute(async {
+    in_time(async {
         for flavor in Flavor::ALL {
             let server = Server::start(flavor).await?;
             let (pool, clock) = on_a_clock(&server).await?;
@@ -426,7 +461,7 @@ async fn a_holder_who_is_forgotten_is_taken_back_or_told() -> Result<()> {
 
 #[tokio::test]
 async fn after_permanent_leases_an_operator_ends_the_hold() -> Result<()> {
-    within_a_minute(async {
+    in_time(async {
         for flavor in Flavor::ALL {
             let server = Server::start(flavor).await?;
             let (pool, clock) = on_a_clock(&server).await?;
@@ -460,7 +495,7 @@ async fn after_permanent_leases_an_operator_ends_the_hold() -> Result<()> {
 /// Somebody else was faster than the one who remembers, and its reply was lost besides.
 #[tokio::test]
 async fn a_pool_made_anew_by_another_is_held_back_too() -> Result<()> {
-    within_a_minute(async {
+    in_time(async {
         for flavor in Flavor::ALL {
             let server = Server::start(flavor).await?;
             let (pool, clock) = on_a_clock(&server).await?;

@@ -14,6 +14,9 @@ use e2e::{Flavor, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+/// Many times what it takes.
+const LIMIT: Duration = Duration::from_mins(3);
+
 /// The demo, whose every file goes to `directory`.
 fn demo(directory: &Path) -> Result<Command> {
     let mut demo = Command::new(program::binary("demo")?);
@@ -54,7 +57,7 @@ fn nothing_is_left(directory: &Path) -> Result<()> {
 #[test]
 fn the_demo_shows_what_it_promises_and_leaves_nothing_behind() -> Result<()> {
     let directory = TempDir::new()?;
-    let (told, output) = wait(demo(directory.path())?.spawn()?, Duration::from_mins(1))?;
+    let (told, output) = wait(demo(directory.path())?.spawn()?, LIMIT)?;
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{told}\n{errors}", output.status);
     let mut rest = told.as_str();
@@ -82,14 +85,14 @@ async fn a_demo_that_is_interrupted_leaves_nothing_behind_either() -> Result<()>
     let child = demo(directory.path())?.spawn()?;
     let pid = Pid::from_child(&child);
     // Late enough that agent, server and files are there.
-    eventually(Duration::from_secs(20), async || {
+    eventually(LIMIT, async || {
         let temporary = fs::read_dir(directory.path())?.flatten().next().context("no files yet")?;
         ensure!(temporary.path().join("state/agent.json").exists(), "no agent yet");
         Ok(())
     })
     .await?;
     kill_process(pid, Signal::INT)?;
-    let (_, output) = wait(child, Duration::from_secs(20))?;
+    let (_, output) = wait(child, LIMIT)?;
     assert_eq!(output.status.code(), Some(1));
     nothing_is_left(directory.path())
 }

@@ -294,8 +294,11 @@ impl Findings {
     }
 }
 
-async fn within_a_minute<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(MINUTE, work).await.context("did not end within a minute")?
+/// Many times what it takes, which is most of a minute on a machine that has no time.
+const LIMIT: Duration = Duration::from_mins(10);
+
+async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(LIMIT, work).await.with_context(|| format!("did not end within {LIMIT:?}"))?
 }
 
 async fn keys_of_the_wrong_type(flavor: Flavor) -> Result<()> {
@@ -397,12 +400,12 @@ macro_rules! everywhere {
         $(
             #[tokio::test]
             async fn $redis() -> Result<()> {
-                within_a_minute($name(Flavor::Redis)).await
+                in_time($name(Flavor::Redis)).await
             }
 
             #[tokio::test]
             async fn $valkey() -> Result<()> {
-                within_a_minute($name(Flavor::Valkey)).await
+                in_time($name(Flavor::Valkey)).await
             }
         )*
     };

@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Tasks of one worker, each with leases of its own.
 const TASKS: usize = 2;
+/// How long the server may take to answer: it is always there, but the machine may have no time.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Names that workers share, so that they meet.
 const NAMES: u64 = 6;
 
@@ -33,7 +35,7 @@ async fn main() -> Result<()> {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         ended.cancel();
     });
-    let client = Client::builder(url).owner(holder).connect().await?;
+    let client = Client::builder(url).owner(holder).timeout(PATIENCE).connect_timeout(PATIENCE).connect().await?;
     let witness = Witness::connect(witness).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..TASKS {

@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// How long a server may take to answer after it was started, loading of its data included.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_mins(1);
 /// How long an administrative command may take.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// A running server, or one that was killed and can be restarted on the same port with the same directory.
 ///
@@ -149,6 +149,13 @@ impl Server {
     /// # Errors
     /// When the server refuses or the file cannot be copied.
     pub async fn save(&self) -> Result<Snapshot> {
+        // The child that has fed a new replica is noticed to have ended a moment after that, and no one may save until then.
+        eventually(START, async || {
+            let saving = self.info("persistence", "rdb_bgsave_in_progress").await?;
+            ensure!(saving == "0", "{self} is still saving in the background");
+            Ok(())
+        })
+        .await?;
         self.cmd::<()>(&["SAVE"]).await?;
         let snapshot = Snapshot { directory: TempDir::new()? };
         fs::copy(self.directory.path().join(RDB), snapshot.path()).context("cannot copy the saved data")?;
@@ -168,7 +175,7 @@ impl Server {
     /// Runs one command on a connection of its own, which sends nothing else.
     ///
     /// # Errors
-    /// What the server answered, or that it does not answer within ten seconds.
+    /// What the server answered, or that it does not answer within half a minute.
     pub async fn cmd<T: FromRedisValue>(&self, command: &[&str]) -> Result<T> {
         let (name, arguments) = command.split_first().context("a command needs a name")?;
         let mut connection = self.connection().await?;
@@ -180,7 +187,7 @@ impl Server {
     }
 
     /// A connection for commands that [`cmd`](Self::cmd) cannot say. It announces no library name, so that it adds
-    /// nothing to the command statistics, and waits up to ten seconds for an answer.
+    /// nothing to the command statistics, and waits up to half a minute for an answer.
     ///
     /// # Errors
     /// When nothing listens.

@@ -20,8 +20,9 @@ use tempfile::TempDir;
 
 use crate::program;
 
-/// How long an agent may take for something that it does at once.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// How long an agent may take for something that it does at once, on a machine that has no time for it: less than the
+/// minute after which it looks at each pool again, whether or not something happened.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// A directory of manifests and a state directory.
 pub(crate) struct Site {
@@ -142,6 +143,16 @@ impl Agent {
         Ok(value.with_context(|| format!("no metric {line} in:\n{text}"))?.parse()?)
     }
 
+    /// Waits until a metric's line has this value.
+    pub(crate) async fn has_metric(&mut self, line: &str, value: u64) -> Result<()> {
+        self.eventually(SOON, |agent| {
+            let found = agent.metric(line)?;
+            ensure!(found == value, "{line} is {found}");
+            Ok(())
+        })
+        .await
+    }
+
     /// Waits until the agent is ready; what it then says.
     pub(crate) async fn ready(&mut self) -> Result<String> {
         self.eventually(SOON, |agent| {
@@ -152,12 +163,22 @@ impl Agent {
         .await
     }
 
-    /// Waits until the agent says that it is not ready; why.
-    pub(crate) async fn not_ready(&mut self) -> Result<String> {
-        self.eventually(Duration::from_secs(20), |agent| {
+    /// Waits until the agent is ready in this role: `leading` or `following`.
+    pub(crate) async fn ready_and(&mut self, role: &str) -> Result<()> {
+        self.eventually(SOON, |agent| {
             let (status, body) = agent.page("/readyz")?;
-            ensure!(status == 503, "ready: {body}");
-            Ok(body)
+            ensure!(status == 200 && body.trim() == format!("ready, {role}"), "{status}: {body}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until the agent says that it is not ready, and that this is why: at first it has not looked yet.
+    pub(crate) async fn not_ready_because(&mut self, words: &str) -> Result<()> {
+        self.eventually(SOON, |agent| {
+            let (status, body) = agent.page("/readyz")?;
+            ensure!(status == 503 && body.contains(words), "{status}: {body}");
+            Ok(())
         })
         .await
     }
@@ -195,7 +216,7 @@ impl Agent {
     }
 
     pub(crate) async fn has_condition(&mut self, pool: &str, type_: &str, status: &str, reason: &str) -> Result<()> {
-        self.eventually(Duration::from_secs(20), |agent| {
+        self.eventually(SOON, |agent| {
             let found = agent.condition(pool, type_)?;
             ensure!(found == (status.to_owned(), reason.to_owned()), "{type_} of {pool} is {found:?}");
             Ok(())

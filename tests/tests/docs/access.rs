@@ -10,7 +10,7 @@ use redis_allocator::{
 
 use super::page;
 
-const LIMIT: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// A server that has the users of the page, and nobody else: the default user is off for keys.
 async fn server(flavor: Flavor) -> Result<Server> {

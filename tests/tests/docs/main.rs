@@ -48,7 +48,7 @@ const PAGES: [&str; 11] = [
 const SHOWN: [&str; 6] = ["text", "toml", "sql", "ini", "conf", "yml"];
 
 /// How long a page may take.
-const LIMIT: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_mins(5);
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -19,9 +19,9 @@ use tokio::{
 use crate::program;
 
 /// How long one command may take.
-const COMMAND: Duration = Duration::from_secs(30);
+const COMMAND: Duration = Duration::from_mins(1);
 /// How long the agent may take to be ready, and to end.
-const AGENT: Duration = Duration::from_secs(20);
+const AGENT: Duration = Duration::from_mins(1);
 
 /// A reader's directory, which is also their home, and the agent they have started.
 pub(crate) struct Session {

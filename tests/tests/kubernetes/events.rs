@@ -17,7 +17,7 @@ async fn a_resource_that_fails_its_probe_is_told_of_and_so_is_its_recovery() -> 
     let mut listeners = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
     let addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
     let resources: Vec<_> = addresses.iter().map(|address| format!("{{name: '{address}'}}")).collect();
-    let check = "{tcpSocket: {address: '{name}'}, interval: 200ms, timeout: 500ms, failureThreshold: 2}";
+    let check = "{tcpSocket: {address: '{name}'}, interval: 200ms, timeout: 20s, failureThreshold: 2}";
     cluster.apply(&pool("a", &format!("{{resources: [{}], healthCheck: {check}}}", resources.join(", ")))).await?;
     cluster.ready("a").await?;
     cluster.counts("a", |status| (status.free, status.quarantined), (4, 0)).await?;

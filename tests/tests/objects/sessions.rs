@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use tokio::time::sleep;
 
 /// For what must happen soon, on a machine that may be busy.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 /// What takes this long hangs.
 const HANGING: Duration = Duration::from_hours(1);
 
