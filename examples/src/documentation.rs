@@ -15,4 +15,6 @@ pages! {
     Library = "../../docs/library.md",
     Operations = "../../docs/operations.md",
     FromPython = "../../docs/from-python.md",
+    Sessions = "../../docs/sessions.md",
+    Waiting = "../../docs/waiting.md",
 }

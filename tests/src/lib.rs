@@ -18,8 +18,9 @@
 //! | [`cluster`] | a three-master Cluster, with proxies if wanted, and slots that move |
 //! | [`proxy`] | a TCP proxy that swallows replies, stalls, cuts and delays |
 //! | [`kube`](mod@kube) | an API server with its etcd: objects, authorisation, an audit log |
+//! | [`random`] | numbers for workloads that behave at random |
 //! | [`wait`] | waiting for a condition instead of sleeping |
-//! | [`witness`] | a second Redis that refuses overlapping holders and lower fencing tokens |
+//! | [`witness`] | a second Redis that refuses too many holders at a time and lower fencing tokens |
 
 pub mod cluster;
 pub mod flavor;
@@ -27,6 +28,7 @@ pub mod kube;
 mod ports;
 mod process;
 pub mod proxy;
+pub mod random;
 pub mod replica;
 mod resp;
 pub mod sentinel;
@@ -37,6 +39,7 @@ pub mod witness;
 
 pub use flavor::Flavor;
 pub use proxy::Proxy;
+pub use random::Random;
 pub use server::Server;
 pub use wait::eventually;
 pub use witness::Witness;

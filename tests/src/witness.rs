@@ -1,5 +1,6 @@
 //! A second Redis that every use of a resource is reported to, and that refuses what must never happen: a fencing token
-//! below one it has seen, two holders at one time, one token for two grants. It must not know who grants, nor how.
+//! below one it has seen, two holders at one time, one token for two grants; of what may be [shared](Witness::shared),
+//! more holders than that. It must not know who grants, nor how.
 //!
 //! Time here is `CLOCK_BOOTTIME`, which all processes of a host share: *held* ends at a holder's own deadline, whatever
 //! the granting side still believes.
@@ -40,8 +41,47 @@ if not known then redis.call('HINCRBY', KEYS[4], 'grants', 1) end
 return ''
 ";
 
-/// Ends a holder's time early, if it is still the last one's. KEYS: as above. ARGV: resource, token, at.
+/// The same for what several may hold.
+///
+/// KEYS: as above; ZSET token → until when it may be used, of this resource.
+/// ARGV: the use as JSON, the most holders at a time. Returns '' or the refusal as JSON.
+const RECORD_SHARED: &str = r"
+local use = cjson.decode(ARGV[1])
+local grant = use.holder .. ' ' .. use.resource
+local known = redis.call('HGET', KEYS[2], use.token)
+local others = {}
+for _, token in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], string.format('(%d', use.at), '+inf')) do
+  if token ~= use.token then others[#others + 1] = token end
+end
+local why
+if known and known ~= grant then
+  why = 'token-repeated'
+elseif #others >= tonumber(ARGV[2]) then
+  why = 'crowded'
+end
+if why then
+  local last = #others > 0 and redis.call('HGET', KEYS[1], use.resource .. ' ' .. others[#others]) or ''
+  local refusal = cjson.encode({ why = why, use = ARGV[1], last = last, grant = known or '' })
+  redis.call('RPUSH', KEYS[3], refusal)
+  return refusal
+end
+redis.call('HSET', KEYS[2], use.token, grant)
+redis.call('HSET', KEYS[1], use.resource .. ' ' .. use.token, ARGV[1])
+redis.call('ZADD', KEYS[5], string.format('%d', use['until']), use.token)
+redis.call('HINCRBY', KEYS[4], 'uses', 1)
+if #others > 0 then redis.call('HINCRBY', KEYS[4], 'together', 1) end
+if not known then redis.call('HINCRBY', KEYS[4], 'grants', 1) end
+return ''
+";
+
+/// Ends a holder's time early, if it is still the last one's; of what is shared, in any case. KEYS: as above. ARGV:
+/// resource, token, at.
 const END: &str = r"
+if KEYS[5] then
+  redis.call('ZADD', KEYS[5], 'XX', 'LT', ARGV[3], ARGV[2])
+  redis.call('HDEL', KEYS[1], ARGV[1] .. ' ' .. ARGV[2])
+  return 0
+end
 local json = redis.call('HGET', KEYS[1], ARGV[1])
 local last = json and cjson.decode(json)
 if last and last.token == ARGV[2] and last['until'] > tonumber(ARGV[3]) then
@@ -55,6 +95,7 @@ return 0
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const KEYS: [&str; 4] = ["last", "grants", "refusals", "counts"];
+const NOTES: &str = "notes";
 
 /// The present moment, by the clock that all processes of this host share and that goes on during sleep.
 pub fn now() -> Duration {
@@ -93,7 +134,7 @@ impl Use {
 /// A use that must not have happened, or an accusation by a holder.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Refusal {
-    /// `token-repeated`, `token-below-last`, `overlap`, or what a holder said.
+    /// `token-repeated`, `token-below-last`, `overlap`, `crowded`, or what a holder said.
     pub why: String,
     /// The use, as JSON.
     #[serde(rename = "use")]
@@ -131,6 +172,19 @@ pub struct Counts {
     pub grants: u64,
     /// Refusals that came too late to matter: the holder's time was over when it heard of them.
     pub excused: u64,
+    /// Accepted uses of something that others held at the same time.
+    pub together: u64,
+}
+
+/// What was granted to a holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Under which fencing token.
+    pub token: u64,
+    /// To whom.
+    pub holder: String,
+    /// What.
+    pub resource: String,
 }
 
 /// A connection to the witness. Cheap to clone.
@@ -139,6 +193,8 @@ pub struct Witness {
     connection: MultiplexedConnection,
     record: Script,
     end: Script,
+    /// The most holders at a time of what may be shared.
+    most: Option<u32>,
 }
 
 impl Witness {
@@ -154,7 +210,13 @@ impl Witness {
             .get_multiplexed_async_connection_with_config(&config)
             .await
             .with_context(|| format!("cannot connect to the witness at {url}"))?;
-        Ok(Self { connection, record: Script::new(RECORD), end: Script::new(END) })
+        Ok(Self { connection, record: Script::new(RECORD), end: Script::new(END), most: None })
+    }
+
+    /// The same for resources that so many may hold at a time.
+    #[must_use]
+    pub fn shared(self, most: u32) -> Self {
+        Self { record: Script::new(RECORD_SHARED), most: Some(most), ..self }
     }
 
     /// Reports a use; the refusal, if it is refused.
@@ -163,7 +225,7 @@ impl Witness {
     /// When the witness does not answer.
     pub async fn record(&self, used: &Use) -> Result<Option<Refusal>> {
         let mut call = self.record.prepare_invoke();
-        call.key(&KEYS[..]).arg(serde_json::to_string(used)?);
+        call.key(self.keys(&used.resource)).arg(serde_json::to_string(used)?).arg(self.most);
         let refusal: String =
             call.invoke_async(&mut self.connection.clone()).await.context("a use was not recorded")?;
         if refusal.is_empty() { Ok(None) } else { Refusal::parse(refusal).map(Some) }
@@ -175,8 +237,13 @@ impl Witness {
     /// When the witness does not answer.
     pub async fn end(&self, resource: &impl ToString, token: u64) -> Result<()> {
         let mut call = self.end.prepare_invoke();
-        call.key(&KEYS[..]).arg(resource.to_string()).arg(token.to_string()).arg(millis(now()));
+        call.key(self.keys(&resource.to_string())).arg(resource.to_string()).arg(token.to_string()).arg(millis(now()));
         call.invoke_async::<()>(&mut self.connection.clone()).await.context("an end was not recorded")
+    }
+
+    fn keys(&self, resource: &str) -> Vec<String> {
+        let holders = self.most.map(|_| format!("holders {resource}"));
+        KEYS.into_iter().map(str::to_owned).chain(holders).collect()
     }
 
     /// Takes a refusal back: its holder's own time was over before it was heard, so that fencing did what it is for.
@@ -225,6 +292,38 @@ impl Witness {
         Ok(uses.into_iter().filter(|used| used.holder == holder && used.until > now).collect())
     }
 
+    /// All that was granted, as far as it was reported, in the order of the fencing tokens.
+    ///
+    /// # Errors
+    /// When the witness does not answer.
+    pub async fn grants(&self) -> Result<Vec<Grant>> {
+        let known: BTreeMap<u64, String> =
+            redis::cmd("HGETALL").arg(KEYS[1]).query_async(&mut self.connection.clone()).await?;
+        let grant = |(token, grant): (u64, String)| {
+            let (holder, resource) = grant.split_once(' ').with_context(|| format!("no grant: {grant}"))?;
+            Ok(Grant { token, holder: holder.to_owned(), resource: resource.to_owned() })
+        };
+        known.into_iter().map(grant).collect()
+    }
+
+    /// Counts something that only holders can see, under a name of their own.
+    ///
+    /// # Errors
+    /// When the witness does not answer.
+    pub async fn note(&self, what: &str) -> Result<()> {
+        Ok(redis::cmd("HINCRBY").arg(NOTES).arg(what).arg(1).exec_async(&mut self.connection.clone()).await?)
+    }
+
+    /// How often that was noted.
+    ///
+    /// # Errors
+    /// When the witness does not answer.
+    pub async fn noted(&self, what: &str) -> Result<u64> {
+        let noted: Option<u64> =
+            redis::cmd("HGET").arg(NOTES).arg(what).query_async(&mut self.connection.clone()).await?;
+        Ok(noted.unwrap_or_default())
+    }
+
     /// What was counted so far.
     ///
     /// # Errors
@@ -233,7 +332,12 @@ impl Witness {
         let counts: BTreeMap<String, u64> =
             redis::cmd("HGETALL").arg(KEYS[3]).query_async(&mut self.connection.clone()).await?;
         let count = |name| counts.get(name).copied().unwrap_or_default();
-        Ok(Counts { uses: count("uses"), grants: count("grants"), excused: count("excused") })
+        Ok(Counts {
+            uses: count("uses"),
+            grants: count("grants"),
+            excused: count("excused"),
+            together: count("together"),
+        })
     }
 }
 

@@ -158,6 +158,7 @@ on_both!(an_idle_gc_costs_the_same_whatever_the_pools_size, server, client, {
     let (_, of_small) = cost_of(&server, async { Ok(small.gc(200).await?) }).await?;
     let (_, of_large) = cost_of(&server, async { Ok(large.gc(200).await?) }).await?;
     ensure!(of_small.calls == of_large.calls, "{of_small:?} against {of_large:?}");
-    ensure!(of_large.commands() <= 6, "{} commands: {of_large:?}", of_large.commands());
+    // Leases, sessions (twice: over, and long over), quarantines, bindings, what sources miss, who waits.
+    ensure!(of_large.commands() <= 10, "{} commands: {of_large:?}", of_large.commands());
     of_large.is_read_only()
 });

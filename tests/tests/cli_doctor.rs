@@ -5,13 +5,14 @@ mod program;
 
 use std::{
     fs,
+    future::IntoFuture as _,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use agent::{Site, pool_of};
 use anyhow::{Context, Result, ensure};
-use e2e::{Flavor, Server, cluster::Cluster, replica::Replica};
+use e2e::{Flavor, Server, cluster::Cluster, eventually, replica::Replica};
 use redis_allocator::{Client, Item, Known, Longest, Ownership, Pool, PoolSettings, test_clock::TestClock};
 use serde_json::Value;
 
@@ -162,6 +163,15 @@ async fn what_a_user_may_not_see_cannot_be_told_and_what_it_may_not_do_is_found(
         let (level, words) = found(&findings, "permissions", None)?;
         assert!(code == 1 && level == "error" && words.contains("can't run scripts on pool lab/other"), "{words}");
 
+        // One that may use no channel can lease, and is neither woken nor wakes.
+        server.cmd::<()>(&["ACL", "SETUSER", "agent", "resetchannels", "-subscribe"]).await?;
+        let (code, findings) = examine(&login("agent", "agent-secret"), &[])?;
+        let (level, words) = found(&findings, "waking", None)?;
+        assert!(code == 0 && level == "warning", "{words}");
+        assert!(words.contains("denied PUBLISH ra:wake:0, SUBSCRIBE ra:wake:0; they look once a second"), "{words}");
+        let mend = findings.iter().find(|it| it["check"] == "waking").context("found")?["mend"].to_string();
+        assert!(mend.contains("+publish +subscribe +ping &ra:wake:*"), "{mend}");
+
         let half = "half on >secret resetkeys ~ra:* -@all +@hash +@sortedset -zadd +time +evalsha +script|load";
         server.cmd::<()>(&[&["ACL", "SETUSER"][..], &half.split(' ').collect::<Vec<_>>()].concat()).await?;
         let (code, findings) = examine(&login("half", "secret"), &["gpus"])?;
@@ -225,6 +235,46 @@ async fn broken_pools_are_found() -> Result<()> {
         assert_eq!((code, found(&findings, "pool", None)?.0), (0, "ok"));
         let (code, findings) = examine(&server.url(), &["-n", "lab", "nope"])?;
         assert_eq!((code, found(&findings, "pool", Some("lab/nope"))?.0), (0, "warning"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_dead_that_nobody_buries_are_found() -> Result<()> {
+    for flavor in Flavor::ALL {
+        let server = Server::start(flavor).await?;
+        let client = Client::connect(&server.url()).await?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let long_ago = TestClock::at(now.saturating_sub(Duration::from_mins(10)));
+        let late = Client::builder(server.url()).owner("ghost").test_clock(long_ago).connect().await?;
+
+        let line = pool(&client, "line", 1).await?;
+        let lease = line.malloc().ttl(Duration::from_hours(1)).await?.context("free")?;
+        let waiter = tokio::spawn(late.pool("line")?.malloc().wait(Duration::from_hours(1)).into_future());
+        eventually(Duration::from_secs(30), async || {
+            ensure!(line.info().await?.counts.waiting == 1, "nobody waits");
+            Ok(())
+        })
+        .await?;
+        let (code, findings) = examine(&server.url(), &[])?;
+        let (level, words) = found(&findings, "waiters", Some("default/line"))?;
+        assert!(code == 0 && level == "warning", "{words}");
+        assert!(words.starts_with("dead callers among the first 200 in line: 1, "), "{words}");
+        assert!(words.contains(" of ghost for 59"), "{words}");
+        waiter.abort();
+        lease.free().await?;
+
+        pool(&client, "kept", 1).await?;
+        let session = late.session("ghost").start().await?;
+        session.join(&late.pool("kept")?).await?;
+        let (_, findings) = examine(&server.url(), &["kept"])?;
+        assert_eq!(found(&findings, "pool", Some("default/kept"))?.0, "ok", "without leases it is in nobody's way");
+        let lease = late.pool("kept")?.malloc().session(&session).await?.context("free")?;
+        let (code, findings) = examine(&server.url(), &["kept"])?;
+        let (level, words) = found(&findings, "sessions", Some("default/kept"))?;
+        assert!(code == 0 && level == "warning", "{words}");
+        assert!(words.starts_with("dead sessions whose leases have not ended: 1, with 1 leases, ghost#"), "{words}");
+        lease.free().await?;
     }
     Ok(())
 }

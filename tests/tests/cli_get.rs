@@ -3,15 +3,16 @@
 mod program;
 
 use std::{
+    future::IntoFuture as _,
     io::{BufRead, BufReader},
     process::{Output, Stdio},
     sync::mpsc,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use e2e::{Flavor, Server};
-use redis_allocator::{BindOptions, Cause, Client, Item, Lease, Ownership, Pool, PoolSettings};
+use anyhow::{Context, Result, ensure};
+use e2e::{Flavor, Server, eventually};
+use redis_allocator::{BindOptions, Cause, Client, Item, Lease, Mode, Ownership, Pool, PoolSettings};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -72,8 +73,9 @@ async fn pools_show_how_much_is_where() -> Result<()> {
     pool(&client, "lab/probes", ["p".to_owned()]).await?;
 
     let table = printed(&server, &["pools"])?;
-    assert_eq!(row(&table, "NAME")?[..5], ["NAME", "TOTAL", "FREE", "LEASED", "QUARANTINED"]);
-    assert_eq!(row(&table, "gpus")?[..5], ["gpus", "3", "1", "1", "1"]);
+    let titles = ["NAME", "TOTAL", "FREE", "LEASED", "QUARANTINED", "RESERVED", "WAITING"];
+    assert_eq!(row(&table, "NAME")?[..7], titles);
+    assert_eq!(row(&table, "gpus")?[..7], ["gpus", "3", "1", "1", "1", "0", "0"]);
     assert!(!table.contains("probes"), "another namespace is shown:\n{table}");
     assert!(table.lines().all(|line| line == line.trim_end()), "{table:?}");
 
@@ -128,10 +130,126 @@ async fn leases_and_bindings_are_listed() -> Result<()> {
     Ok(())
 }
 
+async fn wait_in_line(pool: &Pool, callers: u64) -> Result<()> {
+    eventually(SOON, async || {
+        ensure!(pool.info().await?.counts.waiting == callers);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn waiters_and_sessions_are_listed_with_what_they_are_about() -> Result<()> {
+    let (server, client) = server().await?;
+    let gpus = pool(&client, "gpus", ["gpu-0".to_owned()]).await?;
+    pool(&client, "lab/other", ["o".to_owned()]).await?;
+    let held = gpus.malloc().await?.context("gpu-0 should be free")?;
+    let session = client.session("trainer-1").start().await?;
+    session.join(&gpus).await?;
+
+    let second = gpus.malloc().owner("second").bind("job-7").wait(SOON);
+    let second = tokio::spawn(second.into_future());
+    wait_in_line(&gpus, 1).await?;
+    let first = gpus.malloc().owner("first").session(&session).wait(SOON).priority(7);
+    let first = tokio::spawn(first.into_future());
+    wait_in_line(&gpus, 2).await?;
+
+    let table = printed(&server, &["waiters"])?;
+    let titles = ["POOL", "AHEAD", "HOLDER", "PRIORITY", "COUNT", "SELECTOR", "SINCE", "STATE"];
+    assert_eq!(row(&table, "POOL")?, titles);
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert_eq!(row(&table, "first")?[..6], ["gpus", "0", "first", "7", "1", "-"]);
+    assert_eq!(row(&table, "second")?[..6], ["gpus", "1", "second", "0", "1", "-"]);
+    assert_eq!(row(&table, "second")?.last(), Some(&"Waiting"));
+    let wide = printed(&server, &["waiters", "-A", "-o", "wide"])?;
+    assert!(row(&wide, "second")?.contains(&"job-7") && row(&wide, "first")?.contains(&session.id()), "{wide}");
+    let one: Value = serde_json::from_str(&printed(&server, &["waiters", "gpus", "first", "-o", "json"])?)?;
+    assert_eq!((&one["owner"], &one["priority"], &one["diedAt"]), (&"first".into(), &7.into(), &Value::Null));
+    let yaml = printed(&server, &["waiters", "gpus", "-o", "yaml"])?;
+    assert!(yaml.contains("owner: second") && yaml.contains("binding: job-7"), "{yaml}");
+    assert_eq!(row(&printed(&server, &["pools"])?, "gpus")?[6], "2");
+    assert_eq!(text(&get(&server, &["waiters", "lab/other"])?.stderr), "no waiters found in pool lab/other\n");
+
+    held.free().await?;
+    let handed = first.await??;
+    let table = printed(&server, &["sessions", "-o", "wide"])?;
+    assert_eq!(row(&table, "trainer-1")?[..4], ["gpus", "trainer-1", "Alive", "1"]);
+    assert!(row(&table, "trainer-1")?[4].starts_with("in "), "{table}");
+    assert_eq!(row(&table, "trainer-1")?.last(), Some(&session.id()));
+    let leases = printed(&server, &["leases", "gpus", "-o", "wide"])?;
+    let row_of_lease = row(&leases, "gpu-0")?;
+    assert_eq!(row_of_lease[5..7], ["with session", "Leased"], "{leases}");
+    assert_eq!(row_of_lease.last(), Some(&session.id()));
+    drop(handed);
+    session.end().await?;
+    second.await??.free().await?;
+    let dead: Value = serde_json::from_str(&printed(&server, &["session", "gpus", "trainer-1", "-o", "json"])?)?;
+    assert_eq!((&dead["state"], &dead["leases"]), (&"Dead".into(), &0.into()), "{dead}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn leases_of_a_shared_pool_are_listed_each_for_itself() -> Result<()> {
+    let (server, client) = server().await?;
+    let shared = client.pool("licences")?;
+    let mode = Mode::Shared { max_holders: std::num::NonZeroU32::new(30) };
+    shared.configure(&PoolSettings { mode, ..PoolSettings::default() }, &Ownership::default()).await?;
+    shared.extend([Item::new("matlab".parse()?)]).await?;
+    let mut leases = Vec::new();
+    for n in 0..3 {
+        leases.push(shared.malloc().owner(format!("user-{n}")).await?.context("there is room")?);
+    }
+    let table = printed(&server, &["leases", "licences", "-o", "wide"])?;
+    assert_eq!(table.lines().count(), 4, "{table}");
+    for (n, lease) in leases.iter().enumerate() {
+        let row = row(&table, &format!("user-{n}"))?;
+        assert_eq!(row[..3], ["licences", "matlab", &format!("user-{n}")]);
+        assert!(row.contains(&"Leased") && row.contains(&lease.fencing_token().to_string().as_str()), "{row:?}");
+    }
+    assert_eq!(row(&printed(&server, &["resources", "licences"])?, "matlab")?[3], "3 holders");
+
+    // More than a page of them: what is not listed is said.
+    while let Some(lease) = shared.malloc().await? {
+        leases.push(lease);
+    }
+    let output = get(&server, &["leases", "licences"])?;
+    assert!(output.status.success());
+    let stderr = text(&output.stderr);
+    assert_eq!(stderr, "note: matlab of pool default/licences: 20 of its 30 leases are listed\n");
+    assert_eq!(text(&output.stdout).lines().count(), 21);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_offer_is_told_from_a_lease_and_a_dead_waiter_from_a_live_one() -> Result<()> {
+    let (server, client) = server().await?;
+    let gpus = pool(&client, "gpus", ["gpu-0".to_owned()]).await?;
+    let held = gpus.malloc().await?.context("gpu-0 should be free")?;
+    // It died in line, a moment ago.
+    let mut waiting = program::redis_allocator()?;
+    waiting.args(["malloc", "gpus", "--wait", "1h", "--owner", "ghost", "--redis-url", &server.url(), "--", "true"]);
+    let mut waiting = waiting.spawn()?;
+    wait_in_line(&gpus, 1).await?;
+    waiting.kill()?;
+    waiting.wait()?;
+    held.free().await?;
+    let lease: Value = serde_json::from_str(&printed(&server, &["leases", "gpus", "gpu-0", "-o", "json"])?)?;
+    assert_eq!((&lease["owner"], &lease["offered"]), (&"ghost".into(), &true.into()), "{lease}");
+    assert_eq!(row(&printed(&server, &["leases", "gpus"])?, "gpu-0")?.last(), Some(&"Offered"));
+    assert_eq!(row(&printed(&server, &["resources", "gpus"])?, "gpu-0")?[2], "Offered");
+    assert_eq!(row(&printed(&server, &["waiters", "gpus"])?, "ghost")?.last(), Some(&"Offered"));
+    eventually(SOON, async || {
+        let table = printed(&server, &["waiters", "gpus"])?;
+        ensure!(row(&table, "ghost")?.last() == Some(&"Dead"), "{table}");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn an_empty_server_is_no_error_and_a_missing_name_is() -> Result<()> {
     let (server, client) = server().await?;
-    for what in ["pools", "resources", "leases", "bindings"] {
+    for what in ["pools", "resources", "leases", "bindings", "sources", "waiters", "sessions"] {
         let output = get(&server, &[what])?;
         assert!(output.status.success(), "{what}: {}", text(&output.stderr));
         assert_eq!(text(&output.stdout), "");
@@ -146,6 +264,10 @@ async fn an_empty_server_is_no_error_and_a_missing_name_is() -> Result<()> {
         (&["resources", "gpus", "gpu-9"], r#"no resource "gpu-9" in pool default/gpus"#),
         (&["leases", "gpus", "gpu-2"], r#"no lease "gpu-2" in pool default/gpus"#),
         (&["bindings", "gpus", "nobody"], r#"no binding "nobody" in pool default/gpus"#),
+        (&["waiters", "nope"], "there is no pool default/nope"),
+        (&["waiters", "gpus", "nobody"], r#"no waiter "nobody" in pool default/gpus"#),
+        (&["sessions", "nope"], "there is no pool default/nope"),
+        (&["sessions", "gpus", "nobody"], r#"no session "nobody" in pool default/gpus"#),
         (&["pools", "No_Such"], "is not valid"),
     ] {
         let output = get(&server, arguments)?;
@@ -241,7 +363,7 @@ async fn what_a_dead_agent_said_is_not_vouched_for() -> Result<()> {
         get.args(["get", "pools", "--redis-url", &server.url()]).args(arguments);
         Ok(text(&get.env("REDIS_ALLOCATOR_STATE_DIR", state.path()).output()?.stdout))
     };
-    assert_eq!(row(&get(&[])?, "gpus")?[6..8], ["Unknown", "AgentNotRunning"]);
+    assert_eq!(row(&get(&[])?, "gpus")?[7..9], ["Unknown", "AgentNotRunning"]);
     let json: Value = serde_json::from_str(&get(&["gpus", "-o", "json"])?)?;
     assert_eq!(json["conditions"][0]["status"], "Unknown");
     assert_eq!(json["conditions"][0]["reason"], "AgentNotRunning");

@@ -63,6 +63,7 @@ impl World {
             "smembers",
             "time",
             "zcard",
+            "zcount",
             "zmscore",
             "zscan",
             "zscore",

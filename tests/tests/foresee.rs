@@ -125,7 +125,7 @@ async fn synchronisations_do_what_was_foreseen() -> Result<()> {
                 pool.free_keys([leased.remove(0)]).await?;
             }
             let removal = if pass.revoke { Removal::Revoke } else { Removal::Drain };
-            let options = SyncOptions { removal, max_shrink_percent: pass.percent };
+            let options = SyncOptions { removal, max_shrink_percent: pass.percent, ..SyncOptions::default() };
             for (latest, declared) in latest.iter_mut().zip(&pass.declared) {
                 if let Some(declared) = declared {
                     latest.clone_from(declared);

@@ -5,16 +5,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map},
+    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
 
 use redis_allocator::{
-    BindOptions, BindPolicy, BindingName, Error, Item, Order, Origin, PoolName, PoolSettings, Removal, ResourceKey,
-    SyncOptions,
+    BindOptions, BindPolicy, BindingName, Error, Item, Mode, Order, Origin, PoolName, PoolSettings, Removal,
+    ResourceKey, SyncOptions,
 };
 use redis_allocator_crd as crd;
-use redis_allocator_crd::{DeletionPolicy, HealthCheck, Object, ResourcePoolSpec, SoftBinding};
+use redis_allocator_crd::{
+    DeletionPolicy, HealthCheck, MAX_SOURCE_ITEMS, Object, ResourcePoolSpec, ResourceSource, SoftBinding,
+};
 
 /// Everything that is declared.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,6 +42,15 @@ pub(crate) struct DesiredPool {
     pub(crate) generation: Option<i64>,
     spec: ResourcePoolSpec,
     pub(crate) bindings: Vec<DesiredBinding>,
+}
+
+/// A declared source of resources, and how what it brings gets into the pool.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DesiredSource {
+    pub(crate) source: ResourceSource,
+    pub(crate) options: SyncOptions,
+    /// The position of what it lists first, in a pool whose order asks for positions.
+    pub(crate) first_position: Option<u64>,
 }
 
 /// A declared binding.
@@ -176,7 +188,12 @@ impl DesiredBinding {
 
 impl DesiredPool {
     pub(crate) fn settings(&self) -> PoolSettings {
+        let max_holders = self.spec.max_holders.and_then(|most| u32::try_from(most).ok()).and_then(NonZeroU32::new);
         PoolSettings {
+            mode: match self.spec.mode {
+                crd::Mode::Exclusive => Mode::Exclusive,
+                crd::Mode::Shared => Mode::Shared { max_holders },
+            },
             order: match self.spec.order {
                 crd::Order::LeastRecentlyUsed => Order::LeastRecentlyUsed,
                 crd::Order::Sequential => Order::Sequential,
@@ -187,9 +204,11 @@ impl DesiredPool {
             cooldown: self.spec.cooldown.into(),
             binding_ttl: self.spec.soft_binding.ttl.into(),
             suspended: self.spec.suspend,
+            indexes: self.spec.indexes.clone(),
         }
     }
 
+    /// Of what the declaration lists itself.
     pub(crate) fn sync_options(&self) -> SyncOptions {
         SyncOptions {
             removal: match self.spec.removal_policy {
@@ -197,6 +216,7 @@ impl DesiredPool {
                 crd::RemovalPolicy::Revoke => Removal::Revoke,
             },
             max_shrink_percent: u8::try_from(self.spec.max_shrink_percent).unwrap_or(100).min(100),
+            keep_missing: None,
         }
     }
 
@@ -216,7 +236,30 @@ impl DesiredPool {
         self.spec.suspend
     }
 
-    /// The origins of the declaration, in its order.
+    /// Where resources come from that the declaration does not list itself.
+    pub(crate) fn sources(&self) -> Vec<DesiredSource> {
+        // Behind all that is listed here, and each with room for the most that it may bring.
+        let listed =
+            self.spec.resources.len() as u64 + self.spec.ranges.iter().map(crd::ResourceRange::len).sum::<u64>();
+        let positions = (0..).map(|index| listed + index * MAX_SOURCE_ITEMS as u64);
+        let in_order = self.spec.order == crd::Order::Sequential;
+        let desired = |(source, first): (&ResourceSource, u64)| DesiredSource {
+            source: source.clone(),
+            options: SyncOptions {
+                keep_missing: Some(source.ttl.into()).filter(|ttl: &Duration| !ttl.is_zero()),
+                ..self.sync_options()
+            },
+            first_position: in_order.then_some(first),
+        };
+        self.spec.sources.iter().zip(positions).map(desired).collect()
+    }
+
+    /// The origins of what sources bring.
+    pub(crate) fn source_origins(&self) -> Vec<Origin> {
+        self.spec.sources.iter().map(|source| Origin::Source(source.name.clone())).collect()
+    }
+
+    /// The origins of what the declaration lists itself, in its order.
     pub(crate) fn origins(&self) -> Vec<Origin> {
         let ranges = self.spec.ranges.iter().map(|range| Origin::Range(range.name.clone()));
         std::iter::once(Origin::Spec).chain(ranges).collect()
@@ -310,7 +353,15 @@ pub(crate) mod tests {
     fn the_kinds_defaults_are_the_librarys() {
         let pool = one(&json!({}));
         assert_eq!(pool.settings(), PoolSettings::default());
-        assert_eq!(pool.sync_options(), SyncOptions { removal: Removal::Drain, max_shrink_percent: 50 });
+        assert_eq!(pool.sync_options(), SyncOptions { max_shrink_percent: 50, ..SyncOptions::default() });
+    }
+
+    #[test]
+    fn a_shared_pool_and_its_indexes_are_the_librarys() {
+        let settings = one(&json!({"mode": "Shared", "maxHolders": 3, "indexes": [["zone", "model"]]})).settings();
+        assert_eq!(settings.mode, Mode::Shared { max_holders: NonZeroU32::new(3) });
+        assert_eq!(settings.indexes, [["zone", "model"]]);
+        assert_eq!(one(&json!({"mode": "Shared"})).settings().mode, Mode::Shared { max_holders: None });
     }
 
     #[test]
@@ -337,6 +388,29 @@ pub(crate) mod tests {
         assert_eq!(all, expected);
         assert!(pool.declares(&"r2".parse().unwrap()) && pool.declares(&"b".parse().unwrap()));
         assert!(!pool.declares(&"r4".parse().unwrap()));
+    }
+
+    #[test]
+    fn sources_follow_what_is_listed_and_have_positions_only_if_these_count() {
+        let spec = |order: &str| {
+            json!({
+                "order": order, "maxShrinkPercent": 20, "resources": [{"name": "a"}],
+                "ranges": [{"name": "r", "template": "r{}", "from": 1, "to": 3}],
+                "sources": [{"name": "x", "dns": {"name": "h"}}, {"name": "y", "ttl": "0s", "http": {"url": "http://h"}}],
+            })
+        };
+        let in_order = one(&spec("Sequential"));
+        let sources = in_order.sources();
+        assert_eq!(sources[0].options.keep_missing, Some(Duration::from_hours(1)));
+        assert_eq!(sources[1].options.keep_missing, None, "it leaves at once");
+        assert_eq!(in_order.sync_options().keep_missing, None, "what is edited is meant");
+        let positions: Vec<_> = sources.iter().map(|it| (it.source.name.as_str(), it.first_position)).collect();
+        assert_eq!(positions, [("x", Some(4)), ("y", Some(100_004))]);
+        assert_eq!(sources[0].options.max_shrink_percent, 20);
+        assert!(one(&spec("Random")).sources().iter().all(|it| it.first_position.is_none()));
+        let origins = [Origin::Source("x".to_owned()), Origin::Source("y".to_owned())];
+        assert_eq!(in_order.source_origins(), origins);
+        assert!(in_order.origins().iter().all(|origin| !origins.contains(origin)), "nobody fetches to list these");
     }
 
     #[test]

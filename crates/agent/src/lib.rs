@@ -4,12 +4,14 @@
 //! there, blind to where they came from, and returns a status that the source publishes where its users look. No Redis
 //! key and no Lua is known here: that is the library's.
 
+mod address;
 mod agent;
 mod backoff;
 mod board;
 mod cli;
 mod complaint;
 mod desired;
+mod discover;
 mod embedded;
 mod http;
 mod leader;

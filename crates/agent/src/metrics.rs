@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -20,6 +21,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use redis_allocator::{PoolInfo, PoolName};
+
+use crate::discover::CATEGORIES;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabels {
@@ -55,6 +58,33 @@ struct KindLabels {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabels {
+    namespace: String,
+    pool: String,
+    source: String,
+}
+
+impl SourceLabels {
+    fn new(pool: &PoolName, source: &str) -> Self {
+        let (namespace, pool) = (pool.namespace().to_owned(), pool.name().to_owned());
+        Self { namespace, pool, source: source.to_owned() }
+    }
+
+    fn of(self, category: &'static str) -> FailureLabels {
+        let Self { namespace, pool, source } = self;
+        FailureLabels { namespace, pool, source, category }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    namespace: String,
+    pool: String,
+    source: String,
+    category: &'static str,
+}
+
 type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// The states of a resource, each a value of the label `state`.
@@ -79,6 +109,9 @@ pub(crate) struct Metrics {
     reclaimed: Family<KindLabels, Counter>,
     probes: HistogramFamily<ResultLabels>,
     probes_running: Gauge,
+    discovery_items: Family<SourceLabels, Gauge>,
+    discovery_last_success: Family<SourceLabels, Gauge>,
+    discovery_failures: Family<FailureLabels, Counter>,
     files_fine: Gauge,
     files_failed: Gauge,
     redis_up: Gauge,
@@ -143,6 +176,17 @@ impl Metrics {
             reclaimed: register!("gc_reclaimed", "What collections reclaimed", Family::default()),
             probes: register!("probe_duration", "Time of one probe of a resource", seconds durations_family()),
             probes_running: register!("probes_running", "Probes that run now", Gauge::default()),
+            discovery_items: register!("discovery_items", "Resources that a source last brought", Family::default()),
+            discovery_last_success: register!(
+                "discovery_last_success_timestamp",
+                "When a source last brought what could be used, since the epoch",
+                seconds Family::default()
+            ),
+            discovery_failures: register!(
+                "discovery_failures",
+                "Times that a source brought nothing that could be used, by kind of failure",
+                Family::default()
+            ),
             files_fine: register!(
                 "source_files",
                 "Files of manifests, or objects in Kubernetes, that are taken as they stand",
@@ -243,6 +287,27 @@ impl Metrics {
     pub(crate) fn probe_ended(&self, took: Duration, outcome: Outcome) {
         self.probes_running.dec();
         self.probes.get_or_create(&outcome.label()).observe(took.as_secs_f64());
+    }
+
+    /// A source has brought what it lists.
+    pub(crate) fn discovered(&self, pool: &PoolName, source: &str, items: u64, at: Timestamp) {
+        let labels = SourceLabels::new(pool, source);
+        self.discovery_items.get_or_create(&labels).set(gauge(items));
+        self.discovery_last_success.get_or_create(&labels).set(at.as_second());
+    }
+
+    pub(crate) fn discovery_failed(&self, pool: &PoolName, source: &str, category: &'static str) {
+        self.discovery_failures.get_or_create(&SourceLabels::new(pool, source).of(category)).inc();
+    }
+
+    /// Shows nothing of a source any more.
+    pub(crate) fn remove_source(&self, pool: &PoolName, source: &str) {
+        let labels = SourceLabels::new(pool, source);
+        self.discovery_items.remove(&labels);
+        self.discovery_last_success.remove(&labels);
+        for category in CATEGORIES {
+            self.discovery_failures.remove(&labels.clone().of(category));
+        }
     }
 
     pub(crate) fn set_files(&self, fine: usize, failed: usize) {

@@ -35,11 +35,12 @@ pub use binding::{BindingPolicy, PoolRef, SoftBinding, SoftBindingSpec, SoftBind
 pub use duration::{Duration, InvalidDuration};
 pub use kind::{API_VERSION, GROUP, Kind, Object, VERSION};
 pub use pool::{
-    DeletionPolicy, Exec, GcSettings, HealthCheck, HttpGet, HttpHeader, LeaseSettings, Mode, Order, RangeKeys,
-    RemovalPolicy, Resource, ResourcePool, ResourcePoolSpec, ResourcePoolStatus, ResourceRange, SoftBindingSettings,
-    StatusRange, TcpSocket,
+    DeletionPolicy, Exec, GcSettings, HealthCheck, HttpGet, HttpHeader, LabelOperator, LabelRequirement, LabelSelector,
+    LeaseSettings, Mode, Order, RangeKeys, RemovalPolicy, Resource, ResourcePool, ResourcePoolSpec, ResourcePoolStatus,
+    ResourceRange, ResourceSource, SelectedObjects, SoftBindingSettings, SourceDns, SourceFile, SourceFormat,
+    SourceHttp, SourceKeyRef, SourceKubernetes, SourceState, SourceStatus, StatusRange, TcpSocket,
 };
 pub use schema::crds;
-pub use template::{InvalidTemplate, KeyTemplate, MissingParam, TargetTemplate};
-pub use validate::{validate, validate_update};
+pub use template::{AddressTemplate, InvalidTemplate, KeyTemplate, MissingParam, ObjectTemplate, TargetTemplate};
+pub use validate::{MAX_SOURCE_ITEMS, validate, validate_items, validate_update};
 pub use violation::{FieldPath, Segment, Violation, without_secrets};

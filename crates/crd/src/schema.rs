@@ -118,6 +118,13 @@ pub(crate) fn of(kind: Kind) -> &'static Node {
     }
 }
 
+/// The schema of one resource.
+pub(crate) fn resource() -> &'static Node {
+    let pool = of(Kind::ResourcePool);
+    let resources = pool.properties.get("spec").and_then(|spec| spec.properties.get("resources"));
+    resources.and_then(|resources| resources.items.as_deref()).expect("a pool's schema has a list of resources")
+}
+
 fn file_schema(kind: Kind) -> Node {
     let mut schema = open_api(kind);
     let properties = &mut schema["properties"];

@@ -1,4 +1,4 @@
-//! Texts with placeholders: the keys of a range and the targets of a health check.
+//! Texts with placeholders: the keys of a range or of a source, and the targets of a health check.
 //!
 //! Parsing and filling in only; that a placeholder's param exists is checked where the resources are known.
 
@@ -115,6 +115,131 @@ impl JsonSchema for KeyTemplate {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         matching(KEY_RULE, KEY_ALLOWED, KEY_MAX_LENGTH, "The keys of a range.")
+    }
+}
+
+const ADDRESS_RULE: &str = r"^[^{}\x00]*\{\}[^{}\x00]*$";
+const ADDRESS_ALLOWED: &str = "a text with exactly one {}, and no other brace or NUL";
+
+/// The template of the keys of addresses: a text with exactly one `{}`. By default nothing but that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AddressTemplate {
+    prefix: String,
+    suffix: String,
+}
+
+impl AddressTemplate {
+    /// The key of an address.
+    pub fn key(&self, address: &str) -> String {
+        format!("{}{address}{}", self.prefix, self.suffix)
+    }
+}
+
+impl TryFrom<String> for AddressTemplate {
+    type Error = InvalidTemplate;
+
+    fn try_from(text: String) -> Result<Self, InvalidTemplate> {
+        let clean = |text: &str| !text.contains(['{', '}', '\0']);
+        match text.split_once("{}") {
+            Some((prefix, suffix)) if clean(prefix) && clean(suffix) => {
+                Ok(Self { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
+            }
+            _ => Err(InvalidTemplate { found: text, allowed: ADDRESS_ALLOWED }),
+        }
+    }
+}
+
+impl From<AddressTemplate> for String {
+    fn from(template: AddressTemplate) -> Self {
+        template.key("{}")
+    }
+}
+
+impl JsonSchema for AddressTemplate {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "AddressTemplate".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        matching(ADDRESS_RULE, ADDRESS_ALLOWED, KEY_MAX_LENGTH, "The keys of addresses.")
+    }
+}
+
+const OBJECT_RULE: &str = r"^([^{}\x00]|\{name\}|\{ip\}|\{port\})*\{(name|ip)\}([^{}\x00]|\{name\}|\{ip\}|\{port\})*$";
+const OBJECT_ALLOWED: &str = "a text with {name} or {ip}, perhaps {port}, and no other brace or NUL";
+
+/// The template of the keys of objects: a text with `{name}` or `{ip}`, and perhaps `{port}`. By default `{name}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ObjectTemplate(String);
+
+impl ObjectTemplate {
+    /// The key of an object; `None` if it lacks what is asked for.
+    pub fn key(&self, name: Option<&str>, ip: Option<&str>, port: Option<&str>) -> Option<String> {
+        let mut key = String::new();
+        let mut rest = self.0.as_str();
+        while let Some((text, tail)) = rest.split_once('{') {
+            let (placeholder, tail) = tail.split_once('}')?;
+            key.push_str(text);
+            key.push_str(match placeholder {
+                "name" => name?,
+                "ip" => ip?,
+                _ => port?,
+            });
+            rest = tail;
+        }
+        key.push_str(rest);
+        Some(key)
+    }
+
+    /// Whether a port is asked for.
+    pub fn has_port(&self) -> bool {
+        self.0.contains("{port}")
+    }
+}
+
+impl Default for ObjectTemplate {
+    fn default() -> Self {
+        Self("{name}".to_owned())
+    }
+}
+
+impl TryFrom<String> for ObjectTemplate {
+    type Error = InvalidTemplate;
+
+    fn try_from(text: String) -> Result<Self, InvalidTemplate> {
+        let plain = ["{name}", "{ip}", "{port}"].iter().fold(text.clone(), |text, known| text.replace(known, " "));
+        let names = text.contains("{name}") || text.contains("{ip}");
+        if names && !plain.contains(['{', '}', '\0']) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidTemplate { found: text, allowed: OBJECT_ALLOWED })
+        }
+    }
+}
+
+impl From<ObjectTemplate> for String {
+    fn from(template: ObjectTemplate) -> Self {
+        template.0
+    }
+}
+
+impl JsonSchema for ObjectTemplate {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "ObjectTemplate".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        matching(OBJECT_RULE, OBJECT_ALLOWED, KEY_MAX_LENGTH, "The keys of objects.")
     }
 }
 
@@ -294,6 +419,40 @@ mod tests {
             ["gpu-007!", "gpu-7!", "gpu-0007!", "gpu-+07!", "gpu-007"].map(|key| padded.number(key)),
             [Some(7), None, None, None, None]
         );
+    }
+
+    #[test]
+    fn an_address_goes_where_the_braces_are_and_the_rule_agrees() {
+        let rule = Regex::new(ADDRESS_RULE).unwrap();
+        for (text, key) in [("{}", "10.0.0.1"), ("{}:8000", "10.0.0.1:8000"), ("http://{}/", "http://10.0.0.1/")] {
+            assert!(rule.is_match(text), "{text}");
+            let template = AddressTemplate::try_from(text.to_owned()).unwrap();
+            assert_eq!((template.key("10.0.0.1").as_str(), String::from(template).as_str()), (key, text));
+        }
+        for text in ["", "a", "{}{}", "{ip}", "{:03}", "{}{", "}{}", "{}\0"] {
+            assert!(!rule.is_match(text) && AddressTemplate::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        assert_eq!(AddressTemplate::default().key("x"), "x");
+    }
+
+    #[test]
+    fn an_object_is_named_by_what_it_has_and_the_rule_agrees() {
+        let rule = Regex::new(OBJECT_RULE).unwrap();
+        for (text, key) in [
+            ("{name}", Some("p")),
+            ("{ip}:{port}/{name}", Some("10.0.0.1:80/p")),
+            ("x{ip}{ip}", Some("x10.0.0.110.0.0.1")),
+        ] {
+            assert!(rule.is_match(text), "{text}");
+            let template = ObjectTemplate::try_from(text.to_owned()).unwrap();
+            assert_eq!(template.key(Some("p"), Some("10.0.0.1"), Some("80")).as_deref(), key);
+        }
+        let template = ObjectTemplate::try_from("{ip}:{port}".to_owned()).unwrap();
+        assert!(template.has_port() && !ObjectTemplate::default().has_port());
+        assert_eq!([template.key(Some("p"), None, Some("1")), template.key(None, Some("i"), None)], [None, None]);
+        for text in ["", "a", "{}", "{port}", "{host}", "{name", "{name}}", "{{name}}", "{na{ip}me}", "{name}\0"] {
+            assert!(!rule.is_match(text) && ObjectTemplate::try_from(text.to_owned()).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -152,11 +152,13 @@ pub(crate) fn describe(value: Option<&Value>) -> String {
     }
 }
 
-/// What [`describe`] says of the value at `path`, without what a probe sends to log in: violations go to logs and statuses.
+/// What [`describe`] says of the value at `path`, without what a probe or a source sends to log in: violations go to logs
+/// and statuses.
 pub(crate) fn describe_at(path: &FieldPath, value: Option<&Value>) -> String {
     let keys: Vec<&str> = path.0.iter().filter_map(Segment::key).collect();
-    let Some(probe) = keys.iter().position(|key| *key == "httpGet") else { return describe(value) };
-    match (keys.get(probe + 1).copied(), value) {
+    let asking = |at: &usize| keys[*at] == "httpGet" || keys[*at] == "http" && keys[..*at].last() == Some(&"sources");
+    let Some(asking) = (0..keys.len()).find(asking) else { return describe(value) };
+    match (keys.get(asking + 1).copied(), value) {
         (Some("headers"), Some(Value::String(text))) => {
             if keys.last() == Some(&"name") && is_word(text) {
                 describe(value)
@@ -250,7 +252,10 @@ mod tests {
     fn what_a_probe_logs_in_with_is_not_told() {
         let probe = FieldPath::default().join("spec").join("healthCheck").join("httpGet");
         let header = probe.join("headers").join(0);
+        let source = FieldPath::default().join("spec").join("sources").join(0).join("http");
         for (path, value) in [
+            (source.join("url"), json!("ftp://ann:secret@h/?secret")),
+            (source.join("headers").join(0).join("value"), json!("Bearer secret\n")),
             (probe.clone(), json!("http://ann:secret@h/")),
             (probe.join("url"), json!("ftp://ann:secret@h/?secret")),
             (probe.join("url"), json!("ann:secret@h/?q=secret")),

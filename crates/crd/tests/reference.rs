@@ -78,8 +78,11 @@ These rules concern several fields or objects at once.
 - Two bindings of a pool do not share a `bindingName`, and a resource has at most one `Required` binding. Of two that
   contradict each other the later one is refused: conditions `DuplicateBindingName` and `BindingConflict`.
 - A binding whose pool or resource is not there is no error. It waits: conditions `PoolNotFound` and `ResourceNotFound`.
-- `exec` probes need an agent that was started with `--allow-exec`, probes of link-local addresses one with
-  `--allow-link-local`.
+- A list that a source brings follows the same rules as `spec.resources`, but for its length: at most 100,000 entries and
+  8 MiB. One entry that breaks a rule refuses the whole list. See [Discovery](discovery.md).
+- `file` sources are refused from Kubernetes, and `kubernetes` sources do nothing without it.
+- `exec` probes need an agent that was started with `--allow-exec`; probes of link-local addresses, and `http` sources
+  there, one with `--allow-link-local`.
 
 A file is at most 16 MiB, nests at most 32 deep, and its aliases add at most 500,000 nodes. The conditions that `status`
 has are listed in [Conditions](operations.md#conditions).
@@ -88,8 +91,23 @@ has are listed in [Conditions](operations.md#conditions).
 /// What each choice of an enumeration means: a schema has the names alone.
 const CHOICES: &[(&str, &str, &str)] = &[
     ("mode", "Exclusive", "one holder at a time"),
+    ("mode", "Shared", "many holders at once, in turn; at most `maxHolders`"),
+    (
+        "format",
+        "Lines",
+        "one key a line, without the blanks around it; blank lines and those that begin with `#` say nothing",
+    ),
+    ("format", "Json", "a JSON list of keys, or of objects with the fields of `spec.resources`"),
+    ("operator", "In", "the label has one of the values"),
+    ("operator", "NotIn", "the label has none of the values, or is not there"),
+    ("operator", "Exists", "the label is there"),
+    ("operator", "DoesNotExist", "the label is not there"),
+    ("state", "Pending", "it has not answered yet"),
+    ("state", "Fresh", "the pool has what it brought"),
+    ("state", "Failing", "it can't be asked, or its answer can't be used; the pool stays as it was"),
+    ("state", "HeldBack", "it brought so much less than before that the pool stays as it was"),
     ("order", "LeastRecentlyUsed", "the one that has been free for longest"),
-    ("order", "Sequential", "the one declared first: `resources`, then `ranges`"),
+    ("order", "Sequential", "the one declared first: `resources`, then `ranges`, then `sources`"),
     ("order", "Random", "any, each as likely"),
     ("removalPolicy", "Drain", "it stays with its holder until the lease ends"),
     ("removalPolicy", "Revoke", "its lease ends at once; the holder hears of it at its next renewal"),

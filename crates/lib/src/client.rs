@@ -1,12 +1,12 @@
-//! A connection to a server and what all pools on it share: the key prefix, who this process is, and the one timer that
-//! keeps its leases alive.
+//! A connection to a server and what all pools on it share: the key prefix, who this process is, the one timer that
+//! keeps its leases alive, the one heartbeat of its sessions, and the one subscription that wakes its waiters.
 
 mod examine;
 
 use std::{
     borrow::Cow,
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,9 +20,11 @@ use crate::{
     keys::Keyspace,
     lease::KeyGrants,
     names::PoolName,
-    pool::Pool,
+    pool::{Pool, WeakPool},
     reply::Reply,
     script::{Script, Scripted},
+    session::Beats,
+    wake::Wake,
 };
 
 /// A handle to the Redis (or Valkey) deployment that holds the pools. Cheap to clone; clones share one connection.
@@ -46,12 +48,17 @@ pub struct Client {
 }
 
 pub(crate) struct Inner {
-    connection: Connection,
+    pub(crate) connection: Connection,
     keyspace: Keyspace,
     owner: String,
     pub(crate) timeout: Duration,
     pub(crate) runtime: tokio::runtime::Handle,
     pub(crate) keep_alive: KeepAlive,
+    pub(crate) beats: Beats,
+    /// How its waiters hear that they may look now.
+    pub(crate) wake: Wake,
+    /// Handles that are in use: all to one pool are one, so that their callers meet.
+    pools: Mutex<HashMap<PoolName, WeakPool>>,
     /// Tokens of what [`Pool::malloc_key`] granted, so that [`Pool::free_keys`] frees nothing else.
     pub(crate) key_grants: Mutex<KeyGrants>,
     #[cfg(feature = "test-clock")]
@@ -119,8 +126,16 @@ impl Client {
     /// [`Error::InvalidName`] unless both parts are DNS-1123 labels.
     pub fn pool(&self, name: impl AsRef<str>) -> Result<Pool> {
         let name: PoolName = name.as_ref().parse()?;
-        let keys = self.inner.keyspace.pool(&name);
-        Ok(Pool::new(self.clone(), name, keys))
+        let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(&name).and_then(WeakPool::upgrade) {
+            return Ok(pool);
+        }
+        if pools.len() == pools.capacity() {
+            pools.retain(|_, pool| pool.upgrade().is_some());
+        }
+        let pool = Pool::new(self.clone(), name.clone(), self.inner.keyspace.pool(&name));
+        pools.insert(name, pool.downgrade());
+        Ok(pool)
     }
 
     /// Who leases of this client are granted to unless they say otherwise: `$POD_NAMESPACE/$POD_NAME`, or `host:pid`.
@@ -313,6 +328,7 @@ impl ClientBuilder {
             Some(owner) => crate::names::check_owner(owner)?,
             None => default_owner(),
         };
+        let wake = Wake::new(&keyspace)?;
         let options = Options { connect_timeout: self.connect_timeout, timeout: self.timeout };
         let client = Client {
             inner: Arc::new(Inner {
@@ -322,6 +338,9 @@ impl ClientBuilder {
                 timeout: self.timeout,
                 runtime: tokio::runtime::Handle::current(),
                 keep_alive: KeepAlive::default(),
+                beats: Beats::default(),
+                wake,
+                pools: Mutex::new(HashMap::new()),
                 key_grants: Mutex::new(HashMap::new()),
                 #[cfg(feature = "test-clock")]
                 clock: self.clock,

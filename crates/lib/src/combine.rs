@@ -49,23 +49,27 @@ impl Drop for Caller<'_> {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Combiner<Q, A> {
-    /// Asks, together with at most `most - 1` others. `serve` answers each question in order; it is carried to its end
-    /// even if this caller goes away, since others wait for it. `None` only when the runtime is shutting down.
-    pub(crate) async fn ask<F>(
+    /// Asks, together with at most `most - 1` others. `serve` answers each question in order, with a clone of `server`,
+    /// which is made only where a call is; it is carried to its end even if this caller goes away, since others wait for
+    /// it. `None` only when the runtime is shutting down.
+    pub(crate) async fn ask<S, F>(
         &self,
         question: Q,
         most: usize,
+        server: &S,
         runtime: &Handle,
-        serve: impl Fn(Vec<Q>) -> F + Send + 'static,
+        serve: fn(S, Vec<Q>) -> F,
     ) -> Option<A>
     where
+        S: Clone + Send + 'static,
         F: Future<Output = Vec<A>> + Send + 'static,
     {
         let inner = &self.0;
         let alone = inner.callers.fetch_add(1, Ordering::Relaxed) == 0;
         let _caller = Caller(&inner.callers);
         if alone {
-            return serve(vec![question]).await.pop();
+            // Boxed: it is large, and most of many callers do without.
+            return Box::pin(serve(server.clone(), vec![question])).await.pop();
         }
         let (sender, answer) = oneshot::channel();
         let first = {
@@ -74,7 +78,7 @@ impl<Q: Send + 'static, A: Send + 'static> Combiner<Q, A> {
             waiting.len() == 1
         };
         if first {
-            let inner = Arc::clone(inner);
+            let (inner, server) = (Arc::clone(inner), server.clone());
             let lead = async move {
                 tokio::task::yield_now().await;
                 let waiting = mem::take(&mut *inner.waiting.lock().unwrap_or_else(PoisonError::into_inner));
@@ -82,7 +86,7 @@ impl<Q: Send + 'static, A: Send + 'static> Combiner<Q, A> {
                 let mut calls = Vec::new();
                 while waiting.len() > 0 {
                     let (questions, callers): (Vec<_>, Vec<_>) = waiting.by_ref().take(most).unzip();
-                    let answers = serve(questions);
+                    let answers = serve(server.clone(), questions);
                     calls.push(async move {
                         for (caller, answer) in callers.into_iter().zip(answers.await) {
                             // One that has gone away meanwhile drops its answer.
@@ -106,7 +110,7 @@ mod tests {
     use super::*;
 
     /// Doubles what it is asked, and says how many were asked together.
-    async fn double(questions: Vec<u32>) -> Vec<(u32, usize)> {
+    async fn double((): (), questions: Vec<u32>) -> Vec<(u32, usize)> {
         tokio::time::sleep(Duration::from_millis(5)).await;
         let together = questions.len();
         questions.into_iter().map(|question| (2 * question, together)).collect()
@@ -115,7 +119,7 @@ mod tests {
     #[tokio::test]
     async fn each_gets_its_own_answer_and_few_calls_are_made() {
         let (combiner, runtime) = (Combiner::default(), Handle::current());
-        let answers = join_all((0..50).map(|i| combiner.ask(i, 20, &runtime, double))).await;
+        let answers = join_all((0..50).map(|i| combiner.ask(i, 20, &(), &runtime, double))).await;
         let answers: Vec<_> = answers.into_iter().map(Option::unwrap).collect();
         assert!(answers.iter().zip(0..).all(|(answer, i)| answer.0 == 2 * i), "{answers:?}");
         // The first was alone; the other 49 came while it was under way.
@@ -126,22 +130,22 @@ mod tests {
     #[tokio::test]
     async fn who_asked_for_others_need_not_be_polled() {
         let (combiner, runtime) = (Combiner::default(), Handle::current());
-        let mut alone = Box::pin(combiner.ask(0, 20, &runtime, double));
-        let mut leader = Box::pin(combiner.ask(1, 20, &runtime, double));
+        let mut alone = Box::pin(combiner.ask(0, 20, &(), &runtime, double));
+        let mut leader = Box::pin(combiner.ask(1, 20, &(), &runtime, double));
         assert!(futures::poll!(&mut alone).is_pending());
         assert!(futures::poll!(&mut leader).is_pending());
         // Neither is polled again before another one is served.
-        assert_eq!(combiner.ask(2, 20, &runtime, double).await.map(|answer| answer.0), Some(4));
+        assert_eq!(combiner.ask(2, 20, &(), &runtime, double).await.map(|answer| answer.0), Some(4));
         assert_eq!((leader.await.map(|answer| answer.0), alone.await.map(|answer| answer.0)), (Some(2), Some(0)));
     }
 
     #[tokio::test]
     async fn who_asked_for_others_may_go_away() {
         let (combiner, runtime) = (Combiner::default(), Handle::current());
-        let alone = combiner.ask(0, 20, &runtime, double);
+        let alone = combiner.ask(0, 20, &(), &runtime, double);
         let first =
-            async { tokio::time::timeout(Duration::from_millis(1), combiner.ask(1, 20, &runtime, double)).await };
-        let second = combiner.ask(2, 20, &runtime, double);
+            async { tokio::time::timeout(Duration::from_millis(1), combiner.ask(1, 20, &(), &runtime, double)).await };
+        let second = combiner.ask(2, 20, &(), &runtime, double);
         let (alone, first, second) = futures::future::join3(alone, first, second).await;
         assert_eq!(alone, Some((0, 1)));
         assert!(first.is_err(), "it should have gone away");

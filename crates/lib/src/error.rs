@@ -81,6 +81,40 @@ pub enum Error {
         allowed: String,
     },
 
+    /// The pool could never grant so many at once. Nothing was changed.
+    #[error("pool {pool} can never grant {count} at once: it has {most} to grant")]
+    ImpossibleCount {
+        /// The pool that was asked.
+        pool: PoolName,
+        /// How many were asked for.
+        count: u64,
+        /// How many it could grant if nobody held anything.
+        most: u64,
+    },
+
+    /// A selector's labels are none of the pool's indexes.
+    #[error(
+        "pool {pool} has no index [{labels}] to select by: allowed are {}; or add it to the pool's indexes",
+        if indexes.is_empty() { "none".to_owned() } else { indexes.iter().map(|i| format!("[{i}]")).collect::<Vec<_>>().join(", ") }
+    )]
+    NotIndexed {
+        /// The pool that was asked.
+        pool: PoolName,
+        /// The selector's labels, sorted, with commas between.
+        labels: String,
+        /// The pool's indexes, each as its labels with commas between.
+        indexes: Vec<String>,
+    },
+
+    /// The session was ended, or Redis has not heard of it in time. What was to be part of it was not granted.
+    #[error("session {session} is over in pool {pool}: start another one")]
+    SessionOver {
+        /// The pool that was asked.
+        pool: PoolName,
+        /// The session's id.
+        session: String,
+    },
+
     /// A newer synchronisation of the same origin has begun: this one stopped, part of it may have been written.
     #[error("synchronising {origin} of pool {pool} was superseded by a newer one: nothing to do, the newer one wins")]
     Superseded {
@@ -102,6 +136,20 @@ pub enum Error {
         manager: String,
         /// Who manages it.
         found: String,
+    },
+
+    /// The pool exists with another mode, and what a lease is differs between the two.
+    #[error(
+        "pool {pool} was created with mode {found}, and can't become {wanted}: keep its mode, or delete the pool, and \
+         create it anew once its leases are over"
+    )]
+    ModeConflict {
+        /// The pool.
+        pool: PoolName,
+        /// The mode it has.
+        found: String,
+        /// The mode that was asked for.
+        wanted: &'static str,
     },
 
     /// A Required binding already reserves the resource for another name.
@@ -134,6 +182,15 @@ pub enum Error {
         /// The error beneath.
         #[source]
         source: Option<Arc<redis::RedisError>>,
+    },
+
+    /// Nothing became free within the time that a request waited in line. Nothing was changed.
+    #[error("nothing became free in pool {pool} within the {} ms that it was waited for", after.as_millis())]
+    NotServed {
+        /// The pool that was waited for.
+        pool: PoolName,
+        /// How long.
+        after: Duration,
     },
 
     /// The request was sent and its reply never came: it may have been executed, or not. Look before you repeat it.
@@ -213,10 +270,15 @@ impl Error {
             Self::InvalidName { .. } => "invalid_name",
             Self::Invalid { .. } => "invalid",
             Self::TtlRefused { .. } => "ttl_refused",
+            Self::ImpossibleCount { .. } => "impossible_count",
+            Self::NotIndexed { .. } => "not_indexed",
+            Self::SessionOver { .. } => "session_over",
             Self::Superseded { .. } => "superseded",
             Self::ManagerConflict { .. } => "manager_conflict",
+            Self::ModeConflict { .. } => "mode_conflict",
             Self::BindingConflict { .. } => "binding_conflict",
             Self::Timeout { .. } => "timeout",
+            Self::NotServed { .. } => "not_served",
             Self::Unavailable { .. } => "unavailable",
             Self::OutcomeUnknown { .. } => "outcome_unknown",
             Self::UnsupportedSchema { .. } => "unsupported_schema",

@@ -179,7 +179,7 @@ impl Shared {
         for (pool, grants) in by_pool.into_values() {
             tokio::spawn(async move {
                 for batch in grants.chunks(BATCH) {
-                    let asked: Vec<_> = batch.iter().map(|grant| (grant, grant.ttl())).collect();
+                    let asked: Vec<_> = batch.iter().map(|grant| (Arc::clone(grant), grant.ttl())).collect();
                     match pool.renew_grants(&asked).await {
                         Err(error) => {
                             tracing::warn!(pool = %pool.name(), leases = batch.len(), %error, "leases were not renewed");

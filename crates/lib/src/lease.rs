@@ -18,12 +18,13 @@ use crate::{
     error::{Error, LostReason, Result},
     item::Facts,
     names::{BindingName, PoolName, ResourceKey},
-    pool::{Pool, Renewal},
+    pool::{Asker, KeyGrant, Pool, Renewal, ToBeFreed},
+    session::Membership,
     time::{BootInstant, Timestamp, Ttl},
 };
 
 /// Tokens of what was granted by key alone, and until when they can matter.
-pub(crate) type KeyGrants = HashMap<(PoolName, ResourceKey), (String, Option<BootInstant>)>;
+pub(crate) type KeyGrants = HashMap<(PoolName, ResourceKey), Vec<KeyGrant>>;
 
 /// The right to use one resource of a pool, until [`deadline`](Lease::deadline).
 ///
@@ -44,6 +45,8 @@ pub(crate) type KeyGrants = HashMap<(PoolName, ResourceKey), (String, Option<Boo
 ///   could still be in force. If the process or the Tokio runtime ends before, the resource comes back when the lease
 ///   expires, a permanent one never: prefer [`free`](Lease::free), which tells what happened.
 /// - An operator's `free --force`, and `removalPolicy: Revoke`, end a lease before its deadline.
+/// - A lease that is part of a [`Session`](crate::Session) has no time of its own: it lasts as long as the session does in
+///   its pool, whose deadline is its own. It ends with the session, however it is held.
 pub struct Lease {
     grant: Arc<Grant>,
     /// Whether dropping this leaves the grant alone.
@@ -54,14 +57,16 @@ pub struct Lease {
 pub(crate) struct Grant {
     pub(crate) pool: Pool,
     pub(crate) key: ResourceKey,
-    /// As `holders` has it: token (16 digits), granted at (13 digits), holder (JSON).
-    pub(crate) record: String,
+    /// What the lease is called in Redis, if not like the resource.
+    id: Option<String>,
     incarnation: Arc<str>,
     token: u64,
     granted_at: Timestamp,
-    owner: String,
+    asker: Arc<Asker>,
     binding: Option<BindingName>,
     facts: Facts,
+    /// What it lasts as long as, if it has no time of its own.
+    session: Option<Arc<Membership>>,
     state: Mutex<State>,
     lost: CancellationToken,
     /// Whether the timer looks after it: to renew it, or only to tell when its time is over.
@@ -93,30 +98,34 @@ enum Ended {
 pub(crate) struct Granted {
     pub(crate) pool: Pool,
     pub(crate) key: ResourceKey,
-    pub(crate) record: String,
+    /// `None`: the key is.
+    pub(crate) id: Option<String>,
     pub(crate) incarnation: Arc<str>,
     pub(crate) token: u64,
     pub(crate) at: Timestamp,
-    pub(crate) owner: String,
+    pub(crate) asker: Arc<Asker>,
     pub(crate) binding: Option<BindingName>,
     pub(crate) facts: Facts,
     pub(crate) ttl: Duration,
     pub(crate) deadline: BootInstant,
+    /// Then `ttl` and `deadline` do not matter.
+    pub(crate) session: Option<Arc<Membership>>,
 }
 
 impl Lease {
     pub(crate) fn new(granted: Granted) -> Self {
-        let Granted { pool, key, record, incarnation, token, at, owner, binding, facts, ttl, deadline } = granted;
+        let Granted { pool, key, id, incarnation, token, at, asker, binding, facts, ttl, deadline, session } = granted;
         let grant = Grant {
             pool,
             key,
-            record,
+            id,
             incarnation,
             token,
             granted_at: at,
-            owner,
+            asker,
             binding,
             facts,
+            session,
             state: Mutex::new(State {
                 renewed: None,
                 ttl: Some(ttl),
@@ -129,7 +138,11 @@ impl Lease {
             look: Mutex::new(None),
             renewing: AtomicBool::new(false),
         };
-        Self { grant: Arc::new(grant), keep: false }
+        let grant = Arc::new(grant);
+        if let Some(session) = &grant.session {
+            session.enter(token, &grant);
+        }
+        Self { grant, keep: false }
     }
 
     /// The pool that granted it.
@@ -154,7 +167,7 @@ impl Lease {
 
     /// Who holds it, as people see it in `redis-allocator get leases`.
     pub fn owner(&self) -> &str {
-        &self.grant.owner
+        &self.grant.asker.owner
     }
 
     /// The soft-binding name it was asked for with.
@@ -172,15 +185,15 @@ impl Lease {
         self.grant.granted_at
     }
 
-    /// How long it lasts from each renewal; `None` when it is permanent.
+    /// How long it lasts from each renewal; `None` when it is permanent. Of a session's lease: from each heartbeat.
     pub fn ttl(&self) -> Option<Duration> {
-        self.grant.state().ttl
+        self.grant.ttl()
     }
 
     /// Until when the resource may be used; `None` when it is permanent. Counted from *before* the request was sent, so
     /// that it is never later than Redis' own idea.
     pub fn deadline(&self) -> Option<BootInstant> {
-        self.grant.state().deadline
+        self.grant.deadline()
     }
 
     /// Time left until the deadline: zero when it has passed, `None` when the lease is permanent.
@@ -190,8 +203,7 @@ impl Lease {
 
     /// Whether the resource may not be used any more. One look at a clock, no round trip.
     pub fn is_lost(&self) -> bool {
-        self.grant.check_deadline();
-        self.grant.lost.is_cancelled()
+        self.lost_reason().is_some()
     }
 
     /// Why the lease is lost; `None` while it is held.
@@ -205,17 +217,18 @@ impl Lease {
 
     /// Completes when the lease is lost. Never completes for a lease that is freed in time.
     pub fn lost(&self) -> WaitForCancellationFuture<'_> {
-        self.grant.pool.client().inner.keep_alive.watch(&self.grant);
+        self.watch();
         self.grant.lost.cancelled()
     }
 
     /// A token that is cancelled when the lease is lost, to hand to tasks that must stop then.
     pub fn lost_token(&self) -> CancellationToken {
-        self.grant.pool.client().inner.keep_alive.watch(&self.grant);
+        self.watch();
         self.grant.lost.child_token()
     }
 
-    /// Extends the lease by its own time to live, from now on.
+    /// Extends the lease by its own time to live, from now on. Of a session's lease, it is the session that is extended,
+    /// with all its leases in this pool.
     ///
     /// # Errors
     /// [`Error::Lost`] when it has ended, from then on always; [`Error::Unavailable`], [`Error::OutcomeUnknown`] when
@@ -227,11 +240,16 @@ impl Lease {
     /// Extends the lease to a time to live of its own, from now on, or makes it permanent. A shorter time shortens
     /// what this holder may do at once; Redis keeps the resource for as long as it had promised before.
     ///
+    /// A session's lease has no time to live of its own: this changes nothing then, and only tells whether it is lost.
+    ///
     /// # Errors
     /// As [`Lease::renew`], and [`Error::TtlRefused`] when the pool's maximum is shorter.
     pub async fn renew_for(&self, ttl: impl Into<Ttl>) -> Result<()> {
         let ttl = ttl.into();
         ttl.to_arg()?;
+        if self.grant.session.is_some() {
+            return self.grant.check();
+        }
         match ttl {
             Ttl::PoolDefault => self.renew().await,
             Ttl::For(duration) => self.grant.renew(Some(duration)).await,
@@ -241,9 +259,18 @@ impl Lease {
 
     /// Has the lease renewed from now on, when a third of its time has passed, together with all others of this client
     /// that are due: one round trip a pool. It goes on until the lease is freed, dropped or lost.
+    ///
+    /// A session's lease is kept alive by the session already: this changes nothing then.
     pub fn keep_alive(&self) {
         self.grant.renewing.store(true, Ordering::Release);
-        self.grant.pool.client().inner.keep_alive.watch(&self.grant);
+        self.watch();
+    }
+
+    /// Has it told when it is lost. A session's is told by the session.
+    fn watch(&self) {
+        if self.grant.session.is_none() {
+            self.grant.pool.client().inner.keep_alive.watch(&self.grant);
+        }
     }
 
     /// Gives the resource back.
@@ -253,7 +280,7 @@ impl Lease {
     /// Nothing is changed then. [`Error::Unavailable`], [`Error::OutcomeUnknown`]: it may still be held; dropping goes
     /// on trying in the background.
     pub async fn free(self) -> Result<()> {
-        let freed = self.grant.pool.free_grant(self.grant.to_be_freed()).await?;
+        let freed = self.grant.pool.free_grant(Arc::clone(&self.grant)).await?;
         self.freed(freed)
     }
 
@@ -267,8 +294,13 @@ impl Lease {
 
     /// Lets go of the lease without freeing it: it stays in force until it expires, and is not renewed any more. Use it
     /// when another process goes on with the resource, under the same token.
+    ///
+    /// A session's lease stays part of the session: it ends with it.
     pub fn detach(mut self) {
         self.keep = true;
+        if let Some(session) = &self.grant.session {
+            session.detach(self.grant.token);
+        }
     }
 
     pub(crate) fn grant(&self) -> &Arc<Grant> {
@@ -310,11 +342,17 @@ impl Grant {
     }
 
     pub(crate) fn deadline(&self) -> Option<BootInstant> {
-        self.state().deadline
+        match &self.session {
+            Some(session) => Some(session.deadline()),
+            None => self.state().deadline,
+        }
     }
 
     pub(crate) fn ttl(&self) -> Option<Duration> {
-        self.state().ttl
+        match &self.session {
+            Some(session) => Some(session.ttl()),
+            None => self.state().ttl,
+        }
     }
 
     pub(crate) fn look(&self) -> Option<BootInstant> {
@@ -330,17 +368,27 @@ impl Grant {
         self.state().ended.is_some()
     }
 
+    /// What the lease is called in Redis.
+    pub(crate) fn id(&self) -> &str {
+        self.id.as_deref().unwrap_or(self.key.as_str())
+    }
+
+    /// As `holders` has it: token (16 digits), granted at (13 digits), holder (JSON).
+    pub(crate) fn record(&self) -> String {
+        format!("{:016}{:013}{}", self.token, self.granted_at.as_millis(), self.asker.holder)
+    }
+
     pub(crate) fn incarnation(&self) -> &Arc<str> {
         &self.incarnation
     }
 
-    pub(crate) fn token_text(&self) -> String {
-        format!("{:016}", self.token)
-    }
-
-    /// As [`Pool::free_grants`] takes it.
-    pub(crate) fn to_be_freed(&self) -> (ResourceKey, String, Option<BootInstant>) {
-        (self.key.clone(), self.token_text(), self.deadline())
+    /// As [`Pool::free_grants`] takes it. From now on its session does not look for it any more.
+    pub(crate) fn to_be_freed(&self) -> ToBeFreed<'_> {
+        if let Some(session) = &self.session {
+            session.leave(self.token);
+        }
+        let token = format!("{:016}", self.token).into();
+        ToBeFreed { key: &self.key, id: self.id(), token, deadline: self.deadline() }
     }
 
     pub(crate) fn ttl_arg(ttl: Option<Duration>) -> Result<i64> {
@@ -349,9 +397,22 @@ impl Grant {
 
     /// Notices that the time is over, if it is.
     pub(crate) fn check_deadline(&self) {
-        let over = self.state().deadline.is_some_and(BootInstant::is_past);
-        if over {
-            self.end(Ended::Lost(LostReason::Expired));
+        let reason = match &self.session {
+            Some(session) => session.over(),
+            None => self.state().deadline.is_some_and(BootInstant::is_past).then_some(LostReason::Expired),
+        };
+        if let Some(reason) = reason {
+            self.end(Ended::Lost(reason));
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Lost`] when it is.
+    fn check(&self) -> Result<()> {
+        self.check_deadline();
+        match self.state().ended {
+            Some(Ended::Lost(reason)) => Err(self.lost_error(reason)),
+            _ => Ok(()),
         }
     }
 
@@ -401,19 +462,19 @@ impl Grant {
     }
 
     pub(crate) async fn renew(self: &Arc<Self>, ttl: Option<Duration>) -> Result<()> {
-        self.check_deadline();
-        if let Some(Ended::Lost(reason)) = self.state().ended {
-            return Err(self.lost_error(reason));
+        self.check()?;
+        if let Some(session) = &self.session {
+            session.beat().await?;
+            return self.check();
         }
         let ending = ttl.filter(|_| self.ttl().is_none());
         if ending.is_some() {
             // Giving a permanent lease an end: should the reply be lost, it may have one already.
             self.renewed(BootInstant::now(), ending);
         }
-        let outcome = self.pool.renew_grants(&[(self, ttl)]).await?;
-        match outcome.first() {
-            Some(Renewal::Extended) => Ok(()),
-            Some(Renewal::Refused(maximum)) => {
+        match self.pool.renew_grant(Arc::clone(self), ttl).await? {
+            Renewal::Extended => Ok(()),
+            Renewal::Refused(maximum) => {
                 if ending.is_some() {
                     // It stays what it was.
                     self.renewed(BootInstant::now(), None);
@@ -424,8 +485,7 @@ impl Grant {
                     allowed: format!("at most {maximum:?}"),
                 })
             }
-            Some(Renewal::Lost(reason)) => Err(self.lost_error(*reason)),
-            None => Err(self.lost_error(LostReason::Ended)),
+            Renewal::Lost(reason) => Err(self.lost_error(reason)),
         }
     }
 

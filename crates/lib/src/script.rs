@@ -88,10 +88,18 @@ impl Scripted {
 }
 
 const PRELUDE: &str = include_str!("scripts/shared/prelude.lua");
+const BASE: &str = include_str!("scripts/shared/base.lua");
+const TERMS: &str = include_str!("scripts/shared/terms.lua");
 const GRANT: &str = include_str!("scripts/shared/grant.lua");
+const UNDO: &str = include_str!("scripts/shared/undo.lua");
+const GIVE_BACK: &str = include_str!("scripts/shared/give_back.lua");
+const FREE_SET: &str = include_str!("scripts/shared/free_set.lua");
+const OFFER: &str = include_str!("scripts/shared/offer.lua");
 const SETTLE: &str = include_str!("scripts/shared/settle.lua");
 const RECLAIM: &str = include_str!("scripts/shared/reclaim.lua");
+const DEMAND: &str = include_str!("scripts/shared/demand.lua");
 const ORIGINS: &str = include_str!("scripts/shared/origins.lua");
+const LEAVE: &str = include_str!("scripts/shared/leave.lua");
 
 macro_rules! scripts {
     ($($name:ident = $file:literal, $repeat:ident, $memory:ident, [$($part:ident),*];)*) => {
@@ -115,36 +123,46 @@ macro_rules! scripts {
 }
 
 scripts! {
-    MALLOC = "malloc", Never, Refuse, [GRANT, SETTLE, RECLAIM];
-    FREE = "free", Never, Allow, [SETTLE];
-    RENEW = "renew", Safe, Allow, [];
-    REVOKE = "revoke", Never, Allow, [SETTLE];
-    GC = "gc", Never, Allow, [SETTLE, RECLAIM];
-    CONFIGURE = "configure", Never, Refuse, [];
-    SET_META = "set_meta", Never, Allow, [];
-    DESTROY = "destroy", Never, Allow, [];
-    BEGIN_SYNC = "begin_sync", Safe, Refuse, [ORIGINS];
-    FINISH_SYNC = "finish_sync", Safe, Allow, [ORIGINS];
+    MALLOC = "malloc", Never, Refuse, [GRANT, BASE, TERMS, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, DEMAND];
+    // A waiter names itself: asked again, it hears the same.
+    WAIT = "wait", Safe, Refuse, [BASE, TERMS, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, DEMAND];
+    LEAVE_LINE = "wait", Safe, Allow, [BASE, TERMS, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, DEMAND];
+    FREE = "free", Never, Allow, [UNDO, GIVE_BACK, BASE, FREE_SET, OFFER, SETTLE];
+    RENEW = "renew", Safe, Allow, [BASE, FREE_SET];
+    REVOKE = "revoke", Never, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE, ORIGINS, LEAVE];
+    GC = "gc", Never, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, ORIGINS, LEAVE];
+    // A session that lives goes on, and one that ends gives back.
+    BEGIN_SESSION = "heartbeat", Safe, Refuse, [BASE, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM];
+    HEARTBEAT = "heartbeat", Safe, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM];
+    SESSION = "session", Safe, Read, [BASE];
+    SESSIONS = "sessions", Safe, Read, [BASE];
+    WAITERS = "waiters", Safe, Read, [BASE];
+    CONFIGURE = "configure", Never, Refuse, [BASE, UNDO, FREE_SET, OFFER, SETTLE];
+    SET_META = "set_meta", Never, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE];
+    DESTROY = "destroy", Never, Allow, [BASE];
+    BEGIN_SYNC = "begin_sync", Safe, Refuse, [BASE, ORIGINS];
+    FINISH_SYNC = "finish_sync", Safe, Allow, [BASE, ORIGINS];
     // With a ticket, what comes late is superseded. Without one, it could undo what was done since.
-    UPSERT = "upsert", Safe, Refuse, [SETTLE, ORIGINS];
-    UPSERT_ONCE = "upsert", Never, Refuse, [SETTLE, ORIGINS];
-    REMOVE = "remove", Safe, Allow, [SETTLE, ORIGINS];
-    REMOVE_ONCE = "remove", Never, Allow, [SETTLE, ORIGINS];
-    RESETTLE = "resettle", Safe, Allow, [SETTLE];
-    QUARANTINE = "quarantine", Never, Allow, [SETTLE];
-    UNQUARANTINE = "unquarantine", Never, Allow, [SETTLE];
-    BIND = "bind", Never, Refuse, [SETTLE, RECLAIM];
-    UNBIND = "unbind", Never, Allow, [SETTLE, RECLAIM];
-    HOLD = "hold", Safe, Allow, [SETTLE];
-    BINDING = "binding", Safe, Read, [];
-    INFO = "info", Safe, Read, [];
-    SCAN = "scan", Safe, Read, [];
-    SNAPSHOT = "snapshot", Safe, Read, [];
+    UPSERT = "upsert", Safe, Refuse, [BASE, UNDO, FREE_SET, OFFER, SETTLE, ORIGINS];
+    UPSERT_ONCE = "upsert", Never, Refuse, [BASE, UNDO, FREE_SET, OFFER, SETTLE, ORIGINS];
+    REMOVE = "remove", Safe, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE, ORIGINS, LEAVE];
+    REMOVE_ONCE = "remove", Never, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE, ORIGINS, LEAVE];
+    RESETTLE = "resettle", Safe, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE];
+    MEND = "mend", Safe, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM];
+    QUARANTINE = "quarantine", Never, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE];
+    UNQUARANTINE = "unquarantine", Never, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE];
+    BIND = "bind", Never, Refuse, [BASE, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM];
+    UNBIND = "unbind", Never, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM];
+    HOLD = "hold", Safe, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE];
+    BINDING = "binding", Safe, Read, [BASE];
+    INFO = "info", Safe, Read, [BASE];
+    SCAN = "scan", Safe, Read, [BASE];
+    SNAPSHOT = "snapshot", Safe, Read, [BASE];
     // The same, by those who only look: flagged so that Redis itself lets them write nothing.
-    FORESEE_CONFIGURE = "configure", Safe, Read, [];
-    FORESEE_SYNC = "begin_sync", Safe, Read, [ORIGINS];
-    PERMISSIONS = "permissions", Safe, Read, [];
-    CHECK = "check", Safe, Read, [SETTLE, RECLAIM, ORIGINS];
+    FORESEE_CONFIGURE = "configure", Safe, Read, [BASE, UNDO, FREE_SET, OFFER, SETTLE];
+    FORESEE_SYNC = "begin_sync", Safe, Read, [BASE, ORIGINS];
+    PERMISSIONS = "permissions", Safe, Read, [BASE];
+    CHECK = "check", Safe, Read, [BASE, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, ORIGINS];
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! The users of Redis that operations.md proposes: each can do its work, and a worker nothing beside.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::IntoFuture as _,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Flavor, Server};
+use e2e::{Flavor, Server, eventually};
 use redis_allocator::{
     BindOptions, Cause, Client, Error, Item, Known, Origin, Ownership, Pool, PoolSettings, Removal, SyncOptions,
 };
@@ -90,13 +94,68 @@ async fn try_users(flavor: Flavor) -> Result<()> {
 
     let worker = login(&server, "gpu-worker", "worker-secret").await?;
     work(&worker.pool("default/gpus")?).await.context("as the worker")?;
+    let denials = silent_denials(&server).await?;
+    ensure!(denials.is_empty(), "denied so far: {denials:?}");
     let others = agent.pool("default/licences")?;
     others.configure(&PoolSettings::default(), &Ownership::default()).await?;
     denied("leasing from another pool", worker.pool("default/licences")?.malloc().await)?;
     denied("reading beyond the pool", worker.namespaces().await)?;
 
+    // What was refused aloud is in the log, too.
+    server.cmd::<()>(&["ACL", "LOG", "RESET"]).await?;
+    let gpus = worker.pool("default/gpus")?;
+    hand_over(&gpus, &login(&server, "gpu-worker", "worker-secret").await?.pool("default/gpus")?, &server, 1)
+        .await
+        .context("from worker to worker")?;
+    let denials = silent_denials(&server).await?;
+    ensure!(denials.is_empty(), "denied while waiting: {denials:?}");
+    // Who may use no channel is heard of all the same, and hears by looking.
+    server.cmd::<()>(&["ACL", "SETUSER", "gpu-worker", "resetchannels", "-publish", "-subscribe"]).await?;
+    let mute = login(&server, "gpu-worker", "worker-secret").await?.pool("default/gpus")?;
+    hand_over(&mute, &login(&server, "gpu-worker", "worker-secret").await?.pool("default/gpus")?, &server, 0)
+        .await
+        .context("without channels")?;
+    ensure!(
+        silent_denials(&server).await?.contains("publish"),
+        "then this test would not see what is denied in silence"
+    );
+
     try_team(&agent, &login(&server, "team-a", "team-secret").await?).await.context("as the team")?;
     ensure!(operated.retire(Removal::Revoke).await?.deleted, "the agent can't delete a pool");
+    Ok(())
+}
+
+/// What no caller hears of: that it may not wake others, or be woken. (What a client tells of itself when it connects
+/// matters to nobody.)
+async fn silent_denials(server: &Server) -> Result<BTreeSet<String>> {
+    let log: Vec<BTreeMap<String, redis::Value>> = server.cmd(&["ACL", "LOG"]).await?;
+    let denied = log.iter().filter_map(|entry| redis::from_redis_value(entry.get("object")?.clone()).ok());
+    Ok(denied.filter(|object: &String| !object.starts_with("client|")).collect())
+}
+
+/// One holds everything, the other waits, over so many subscriptions, and gets what the first one frees.
+async fn hand_over(holder: &Pool, waiter: &Pool, server: &Server, subscriptions: usize) -> Result<()> {
+    let mut leases = Vec::new();
+    while let Some(lease) = holder.malloc().await? {
+        leases.push(lease);
+    }
+    let waiting = tokio::spawn(waiter.malloc().wait(LIMIT).into_future());
+    eventually(LIMIT, async || {
+        ensure!(holder.info().await?.counts.waiting == 1, "nobody waits");
+        let channels: Vec<String> = server.cmd(&["PUBSUB", "CHANNELS", "ra:wake:*"]).await?;
+        ensure!(channels.len() == subscriptions, "{channels:?}");
+        Ok(())
+    })
+    .await?;
+    let lease = leases.pop().context("nothing was free")?;
+    let key = lease.key().clone();
+    lease.free().await?;
+    let handed = waiting.await??;
+    ensure!(*handed.key() == key, "{} was freed, and {} handed over", key, handed.key());
+    handed.free().await?;
+    for lease in leases {
+        lease.free().await?;
+    }
     Ok(())
 }
 

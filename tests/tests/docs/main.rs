@@ -30,17 +30,20 @@ use self::{
 };
 
 /// Every page of the project, from its root.
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 14] = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/concepts.md",
+    "docs/discovery.md",
     "docs/from-python.md",
     "docs/kubernetes.md",
     "docs/library.md",
     "docs/manifests.md",
     "docs/operations.md",
     "docs/performance.md",
+    "docs/sessions.md",
+    "docs/waiting.md",
     "manifests/README.md",
 ];
 
@@ -108,12 +111,15 @@ macro_rules! pages {
 pages! {
     the_readme_works = "README.md",
     the_concepts_work = "docs/concepts.md",
+    the_discovery_page_works = "docs/discovery.md",
     the_python_page_works = "docs/from-python.md",
     the_kubernetes_page_works = "docs/kubernetes.md",
     the_library_guide_works = "docs/library.md",
     the_manifest_reference_works = "docs/manifests.md",
     the_operations_page_works = "docs/operations.md",
     the_performance_page_works = "docs/performance.md",
+    the_page_of_sessions_works = "docs/sessions.md",
+    the_page_of_waiting_works = "docs/waiting.md",
 }
 
 #[test]

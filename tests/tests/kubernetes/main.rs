@@ -20,3 +20,4 @@ mod obstacles;
 mod outages;
 mod same;
 mod scale;
+mod sources;

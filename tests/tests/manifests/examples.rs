@@ -46,7 +46,7 @@ fn run(mut program: Command, args: &[String]) -> Result<(i32, String)> {
 
 #[test]
 fn the_pools_and_bindings_are_valid() -> Result<()> {
-    for directory in ["examples/pools", "examples/kubernetes/1-pools.yaml"] {
+    for directory in ["examples/pools", "examples/discovery", "examples/kubernetes/1-pools.yaml"] {
         let output = program::redis_allocator()?.arg("validate").arg(root().join(directory)).output()?;
         ensure!(output.status.success(), "{directory}: {}", String::from_utf8_lossy(&output.stderr));
     }

@@ -257,7 +257,7 @@ fn an_existing_redis_needs_a_secret_and_no_password_in_a_file() -> Result<()> {
 fn components_fit_the_overlays() -> Result<()> {
     let components: Vec<_> =
         directories()?.into_iter().filter(|directory| directory.starts_with("manifests/components")).collect();
-    ensure!(components.len() == 2, "{components:?}");
+    ensure!(components.len() == 3, "{components:?}");
     let project = root().canonicalize()?;
     for overlay in ["manifests/overlays/trial", "manifests/overlays/existing-redis"] {
         let own = tempfile::TempDir::new()?;

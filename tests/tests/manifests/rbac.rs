@@ -1,4 +1,5 @@
-//! What the agents may do in the cluster: exactly what `docs/kubernetes.md` lists with its reasons.
+//! What the agents may do in the cluster: exactly what `docs/kubernetes.md` lists with its reasons, and with the component
+//! for discovery what `docs/discovery.md` does.
 
 use std::collections::BTreeSet;
 
@@ -8,9 +9,13 @@ use serde_json::Value;
 
 use super::{objects, read};
 
-const FILE: &str = "manifests/base/rbac.yaml";
-const PAGE: &str = "docs/kubernetes.md";
 const NAME: &str = "redis-allocator-agent";
+
+/// Each file that grants something, and the page and section that say why.
+const GRANTS: [(&str, &str, &str); 2] = [
+    ("manifests/base/rbac.yaml", "docs/kubernetes.md", "Permissions"),
+    ("manifests/components/discovery/rbac.yaml", "docs/discovery.md", "In Kubernetes"),
+];
 
 /// One permission: where, API group, resource with its name if it is only one, verb.
 type Permission = (&'static str, String, String, String);
@@ -35,9 +40,9 @@ fn expand(scope: &'static str, rules: Vec<PolicyRule>) -> Result<BTreeSet<Permis
     Ok(permissions)
 }
 
-fn granted() -> Result<BTreeSet<Permission>> {
+fn granted(file: &str) -> Result<BTreeSet<Permission>> {
     let mut permissions = BTreeSet::new();
-    for (place, document) in objects::documents(FILE)? {
+    for (place, document) in objects::documents(file)? {
         let rules = match document["kind"].as_str() {
             Some("ClusterRole") => ("cluster", objects::strictly::<ClusterRole>(&place, &document)?.rules),
             Some("Role") => ("own namespace", objects::strictly::<Role>(&place, &document)?.rules),
@@ -48,10 +53,11 @@ fn granted() -> Result<BTreeSet<Permission>> {
     Ok(permissions)
 }
 
-/// The rows `| where | group | resources | verbs | why |` of the page's section on RBAC.
-fn documented() -> Result<BTreeSet<Permission>> {
-    let page = read(PAGE)?;
-    let section = page.split("\n## Permissions\n").nth(1).context("the page has no section `Permissions`")?;
+/// The rows `| where | group | resources | verbs | why |` of a page's section.
+fn documented(page: &str, section: &str) -> Result<BTreeSet<Permission>> {
+    let text = read(page)?;
+    let section =
+        text.split(&format!("\n## {section}\n")).nth(1).with_context(|| format!("{page} has no section {section}"))?;
     let section = section.split("\n## ").next().unwrap_or_default();
     let mut permissions = BTreeSet::new();
     for row in section.lines().filter(|line| line.starts_with("| cluster |") || line.starts_with("| own namespace |")) {
@@ -70,16 +76,20 @@ fn documented() -> Result<BTreeSet<Permission>> {
 
 #[test]
 fn what_is_granted_is_what_the_page_says() -> Result<()> {
-    let (granted, documented) = (granted()?, documented()?);
-    let silent: Vec<_> = granted.difference(&documented).collect();
-    let invented: Vec<_> = documented.difference(&granted).collect();
-    ensure!(silent.is_empty() && invented.is_empty(), "not in {PAGE}: {silent:?}; not in {FILE}: {invented:?}");
+    for (file, page, section) in GRANTS {
+        let (granted, documented) = (granted(file)?, documented(page, section)?);
+        let silent: Vec<_> = granted.difference(&documented).collect();
+        let invented: Vec<_> = documented.difference(&granted).collect();
+        ensure!(silent.is_empty() && invented.is_empty(), "not in {page}: {silent:?}; not in {file}: {invented:?}");
+        ensure!(!granted.is_empty(), "{file} grants nothing");
+    }
     Ok(())
 }
 
 #[test]
 fn nothing_is_granted_by_a_wildcard_and_no_secret_is_read() -> Result<()> {
-    for (scope, group, resource, verb) in granted()? {
+    let granted = GRANTS.map(|(file, _, _)| granted(file)).into_iter().collect::<Result<Vec<_>>>()?;
+    for (scope, group, resource, verb) in granted.into_iter().flatten() {
         let words = [&group, &resource, &verb];
         ensure!(words.iter().all(|word| !word.contains('*')), "{scope}: {words:?}");
         ensure!(resource.split('/').next() != Some("secrets"), "{scope}: {words:?}");
@@ -94,7 +104,8 @@ fn nothing_is_granted_by_a_wildcard_and_no_secret_is_read() -> Result<()> {
 #[test]
 fn the_roles_are_the_agents_alone() -> Result<()> {
     fn is_ours(place: &str, role: &RoleRef, kind: &str, subjects: Option<Vec<Subject>>) -> Result<()> {
-        ensure!(role.kind == kind && role.name == NAME, "{place} binds {role:?}");
+        let is_known = role.name == NAME || role.name == format!("{NAME}-discovery");
+        ensure!(role.kind == kind && is_known, "{place} binds {role:?}");
         let subjects = subjects.unwrap_or_default();
         let [subject] = &subjects[..] else { anyhow::bail!("{place} has {subjects:?}") };
         ensure!(subject.kind == "ServiceAccount" && subject.name == NAME, "{place} is for {subject:?}");
@@ -102,7 +113,8 @@ fn the_roles_are_the_agents_alone() -> Result<()> {
         Ok(())
     }
     let mut bindings = 0;
-    for (place, document) in objects::documents(FILE)? {
+    let documents = GRANTS.map(|(file, _, _)| objects::documents(file)).into_iter().collect::<Result<Vec<_>>>()?;
+    for (place, document) in documents.into_iter().flatten() {
         match document["kind"].as_str() {
             Some("ClusterRoleBinding") => {
                 let binding: ClusterRoleBinding = objects::strictly(&place, &document)?;
@@ -120,6 +132,6 @@ fn the_roles_are_the_agents_alone() -> Result<()> {
         }
         bindings += 1;
     }
-    ensure!(bindings == 2, "{FILE} has {bindings} bindings");
+    ensure!(bindings == 3, "there are {bindings} bindings");
     Ok(())
 }

@@ -178,6 +178,6 @@ fn settings() -> impl Strategy<Value = PoolSettings> {
             max_ttl,
             cooldown,
             binding_ttl,
-            suspended: false,
+            ..PoolSettings::default()
         })
 }

@@ -18,6 +18,7 @@
 //! | `view` | what can be seen of either |
 //! | `generate`, `chances` | which steps are taken |
 //! | `deeds` | what must have happened, and how often |
+//! | `whole` | the same idea once more, one script call at a time: shared pools, lines, selectors, sessions |
 
 mod chances;
 mod deeds;
@@ -27,6 +28,7 @@ mod reference;
 mod step;
 mod system;
 mod view;
+mod whole;
 
 use std::{
     cell::{Cell, RefCell},
@@ -59,10 +61,7 @@ const OFTEN: usize = 500;
 #[test]
 fn every_operation_does_what_the_model_says() {
     let steps = number("MODEL_STEPS").map_or(STEPS, |steps| usize::try_from(steps).unwrap());
-    let seed = number("PROPTEST_RNG_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        u64::from(now.subsec_nanos()) ^ now.as_secs()
-    });
+    let seed = number("PROPTEST_RNG_SEED").unwrap_or_else(random_seed);
     println!("PROPTEST_RNG_SEED={seed} repeats this run of {steps} steps");
     let begun = Instant::now();
     let each = steps / Flavor::ALL.len();
@@ -98,6 +97,11 @@ fn number(variable: &str) -> Option<u64> {
         .map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is {text:?}, no number")))
 }
 
+fn random_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::from(now.subsec_nanos()) ^ now.as_secs()
+}
+
 /// Runs sequences on one server; what they did, or the shortest one that failed.
 fn run(flavor: Flavor, steps: usize, seed: u64) -> Result<Deeds> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -131,7 +135,7 @@ fn run(flavor: Flavor, steps: usize, seed: u64) -> Result<Deeds> {
         Err(TestError::Fail(reason, (_, steps, _))) => {
             let (found_at, found_after) = (taken.get(), begun.elapsed().as_secs_f64());
             let fails = |steps: &[Step]| runtime.block_on(sequence(&bench, Reference::new(), steps, |_| ())).err();
-            let (steps, error) = shortest(steps, fails);
+            let (steps, error) = shortest(steps, is_possible, fails);
             let reason = error.map_or_else(|| reason.to_string(), |error| format!("{error:#}"));
             let mut text = format!(
                 "{flavor}: at step {found_at}, after {found_after:.1} s, the library and the model differ: {reason}\n\
@@ -147,10 +151,11 @@ fn run(flavor: Flavor, steps: usize, seed: u64) -> Result<Deeds> {
 
 /// Leaves out whatever is not needed to fail: halves first, single steps in the end, until every step is needed. The
 /// runner's own way, one step at a time from the end, would take minutes.
-fn shortest(
-    mut steps: Vec<Step>,
-    fails: impl Fn(&[Step]) -> Option<anyhow::Error>,
-) -> (Vec<Step>, Option<anyhow::Error>) {
+fn shortest<S: Clone>(
+    mut steps: Vec<S>,
+    is_possible: impl Fn(&[S]) -> bool,
+    mut fails: impl FnMut(&[S]) -> Option<anyhow::Error>,
+) -> (Vec<S>, Option<anyhow::Error>) {
     let mut error = None;
     let mut length = steps.len();
     while length > 0 {

@@ -74,7 +74,8 @@ fn resource_view(state: ResourceState) -> ResourceView {
         },
         Place::Quarantined { until } => PlaceView::Quarantined { until: until.map(Timestamp::as_millis) },
         Place::Reserved => PlaceView::Reserved,
-        Place::Nowhere => PlaceView::Nowhere,
+        // There are no shared pools here.
+        Place::Full | Place::Nowhere => PlaceView::Nowhere,
     };
     let marks = state
         .marks

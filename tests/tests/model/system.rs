@@ -152,7 +152,7 @@ impl System {
             Step::Assign { items: decls } => Outcome::Synced(pool.assign(items(decls)?).await?),
             Step::Clear => Outcome::Count(pool.clear().await?),
             Step::Sync { origin, items: decls, removal, percent } => {
-                let options = SyncOptions { removal: *removal, max_shrink_percent: *percent };
+                let options = SyncOptions { removal: *removal, max_shrink_percent: *percent, ..SyncOptions::default() };
                 Outcome::Synced(pool.sync(origin, items(decls)?, &options).await?)
             }
             Step::RacingSyncs { origin, first, second } => self.race(origin, items(first)?, items(second)?).await?,

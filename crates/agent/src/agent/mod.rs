@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::lead::{Cluster, Lead};
 use crate::{
     board::Board,
+    discover::Discoverer,
     embedded::Embedded,
     http::{self, Readiness},
     metrics::Metrics,
@@ -115,6 +116,8 @@ pub(crate) async fn run(settings: Settings, stop: CancellationToken) -> Result<(
     let (found, context) = watch::channel(None);
     let lead = lead(&settings, &shared, &work, context, redis_trouble, told).await?;
     let (declared, cluster) = (lead.declared.clone(), lead.cluster.as_ref().map(|cluster| cluster.client.clone()));
+    let discoverer = Discoverer::new(cluster.clone(), settings.probes.allow_link_local, metrics.clone())
+        .context("preparing HTTP sources failed")?;
     work.spawn(|stop| lead.run(stop));
     upkeep.spawn({
         let memory = Arc::clone(&memory);
@@ -162,6 +165,7 @@ pub(crate) async fn run(settings: Settings, stop: CancellationToken) -> Result<(
             board,
             metrics,
             prober,
+            discoverer,
             reconciling: Semaphore::new(CONCURRENT),
             redis_back,
         });

@@ -68,7 +68,7 @@ pub(crate) struct AgentArgs {
     #[arg(long)]
     allow_exec: bool,
 
-    /// Let probes reach link-local addresses, where clouds hand out credentials.
+    /// Let probes and sources reach link-local addresses, where clouds hand out credentials.
     #[arg(long)]
     allow_link_local: bool,
 

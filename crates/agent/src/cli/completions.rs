@@ -58,7 +58,7 @@ mod tests {
                 assert!(script.contains(command.get_name()), "{shell}: {}", command.get_name());
             }
             // Fish writes flags without their dashes.
-            for flag in ["redis-url", "takeover", "recovered"] {
+            for flag in ["redis-url", "takeover", "recovered", "selector", "session-ttl", "waiters"] {
                 assert!(script.contains(flag), "{shell}: {flag}");
             }
             assert!(!script.contains(malloc::WATCHDOG), "{shell} completes the hidden command");

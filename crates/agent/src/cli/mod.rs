@@ -39,9 +39,10 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Print the custom resource definitions of all kinds, for Kubernetes.
     Crd(crd::CrdArgs),
-    /// List pools, resources, leases or bindings: who holds what, until when, what is quarantined and why.
+    /// List pools, resources, leases, bindings, sources, waiters or sessions: who holds what, until when, who waits, what
+    /// is quarantined and why.
     Get(get::GetArgs),
-    /// Run a command that holds a lease for as long as it runs.
+    /// Run a command that holds a lease, or several, for as long as it runs; wait for them in line.
     Malloc(malloc::MallocArgs),
     /// Take a leased resource away from its holder.
     Free(free::FreeArgs),

@@ -106,6 +106,16 @@ impl Report {
                     .to_owned(),
             );
         }
+        for pool in declaration.desired.pools.values() {
+            let names: Vec<_> = pool.sources().into_iter().map(|desired| desired.source.name).collect();
+            if !names.is_empty() {
+                notes.push(format!(
+                    "pool {}: its sources are not looked at, only the agent asks them: {}",
+                    pool.name,
+                    names.join(", ")
+                ));
+            }
+        }
         for binding in &declaration.desired.unpooled {
             let (namespace, pool) = (binding.pool.namespace(), &binding.pool);
             notes.push(format!("SoftBinding {namespace}/{}: pool {pool} is not declared", binding.object));

@@ -2,63 +2,27 @@
 //!
 //! Redirects are not followed: the redirect is the answer. So a probe goes where the manifest says, and nowhere else.
 
-use std::{net::SocketAddr, sync::Arc};
-
 use redis_allocator_crd::{HttpGet, without_secrets};
-use reqwest::{
-    Client, Url,
-    dns::{Addrs, Name, Resolve, Resolving},
-    redirect,
-};
+use reqwest::{Client, Url};
 
-use super::address::{REFUSED, is_link_local};
-
-/// Looks names up as the machine does, and leaves out where a probe may not go.
-struct Resolver;
-
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let allowed: Vec<SocketAddr> =
-                found.iter().copied().filter(|address| !is_link_local(address.ip())).collect();
-            if allowed.is_empty() && !found.is_empty() {
-                return Err(REFUSED.into());
-            }
-            Ok(Box::new(allowed.into_iter()) as Addrs)
-        })
-    }
-}
+use crate::address::{self, REFUSED, cause, names_link_local, shown};
 
 /// A client that opens a connection for each probe, so that it finds out whether one can be opened.
 pub(super) fn client(allow_link_local: bool) -> reqwest::Result<Client> {
-    let builder = Client::builder()
-        .user_agent(concat!("redis-allocator/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none())
-        .pool_max_idle_per_host(0)
-        .no_proxy();
-    if allow_link_local { builder } else { builder.dns_resolver(Arc::new(Resolver)) }.build()
+    address::client(allow_link_local).pool_max_idle_per_host(0).build()
 }
 
 pub(super) async fn probe(client: &Client, get: &HttpGet, url: &str, allow_link_local: bool) -> Result<(), String> {
     let parsed: Url = url.parse().map_err(|error| format!("{:?} is not a URL: {error}", without_secrets(url)))?;
-    // An address needs no looking up, and so no resolver sees it.
-    let literal = parsed.host_str().and_then(|host| host.trim_matches(['[', ']']).parse().ok());
-    if literal.is_some_and(is_link_local) && !allow_link_local {
+    if names_link_local(&parsed) && !allow_link_local {
         return Err(format!("{}: {REFUSED}", shown(&parsed)));
     }
     let mut request = client.get(parsed.clone());
     for header in &get.headers {
         request = request.header(&header.name, &header.value);
     }
-    let response = request.send().await.map_err(|error| {
-        // The innermost cause says what happened; the layers above it only that something did.
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        format!("GET {} failed: {cause}", shown(&parsed))
-    })?;
+    let response = request.send().await;
+    let response = response.map_err(|error| format!("GET {} failed: {}", shown(&parsed), cause(&error)))?;
     let status = i32::from(response.status().as_u16());
     let expected = &get.expected_status;
     if (expected.min..=expected.max).contains(&status) {
@@ -67,19 +31,10 @@ pub(super) async fn probe(client: &Client, get: &HttpGet, url: &str, allow_link_
     Err(format!("GET {} answered {status}, allowed is {} to {}", shown(&parsed), expected.min, expected.max))
 }
 
-/// The URL without a password and a query, which may be secret.
-fn shown(url: &Url) -> String {
-    let mut shown = url.clone();
-    shown.set_query(None);
-    shown.set_fragment(None);
-    // Both fail for URLs that can have neither.
-    let _ = shown.set_password(None);
-    let _ = shown.set_username("");
-    shown.to_string()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use axum::{Router, http::StatusCode, response::Redirect, routing::get};
     use redis_allocator_crd::StatusRange;
     use serde_json::json;

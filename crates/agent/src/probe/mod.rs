@@ -5,9 +5,7 @@
 //! | [`rounds`] | when each resource of a pool is probed, and what is done with the result |
 //! | [`verdicts`] | how many results make a verdict, and when the prober doubts itself |
 //! | [`http`], [`tcp`], [`exec`] | one kind of probe each |
-//! | [`address`] | where a probe may go |
 
-mod address;
 mod exec;
 mod http;
 mod rounds;

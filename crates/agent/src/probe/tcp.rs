@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::net::{TcpStream, lookup_host};
 
-use super::address::{REFUSED, is_link_local};
+use crate::address::{REFUSED, is_link_local};
 
 /// Connects to the first address that accepts.
 pub(super) async fn probe(address: &str, allow_link_local: bool) -> Result<(), String> {

@@ -91,7 +91,8 @@ pub(super) async fn configure(ctx: &Context, desired: &DesiredPool) -> Result<Co
     Ok(configured)
 }
 
-/// Brings every origin of the declaration to what it declares, and those that left it to nothing. What was held back.
+/// Brings every origin of the declaration to what it declares, and those that left it to nothing. What was held back. What
+/// sources bring is their own matter, see [`discover`](crate::discover).
 async fn synchronise(pool: &Pool, desired: &DesiredPool) -> Result<Vec<Shrink>, Error> {
     let declared = desired.origins();
     let options = desired.sync_options();
@@ -100,16 +101,18 @@ async fn synchronise(pool: &Pool, desired: &DesiredPool) -> Result<Vec<Shrink>, 
         let items = desired.items(origin)?;
         held_back.extend(synchronise_one(pool, origin, items, &options).await?);
     }
-    for origin in undeclared_origins(&pool.info().await?, &declared) {
+    for origin in undeclared_origins(&pool.info().await?, desired) {
         held_back.extend(synchronise_one(pool, &origin, Vec::new(), &options).await?);
     }
     Ok(held_back)
 }
 
 /// The origins of declarations that the pool has resources of, and that are not declared any more.
-pub(super) fn undeclared_origins(info: &PoolInfo, declared: &[Origin]) -> Vec<Origin> {
+pub(super) fn undeclared_origins(info: &PoolInfo, desired: &DesiredPool) -> Vec<Origin> {
+    let mut declared = desired.origins();
+    declared.extend(desired.source_origins());
     let is_undeclared = |origin: &Origin, seen: &OriginInfo| {
-        let is_ours = matches!(origin, Origin::Spec | Origin::Range(_));
+        let is_ours = matches!(origin, Origin::Spec | Origin::Range(_) | Origin::Source(_));
         let has_left = seen.count == 0 && seen.digest.is_some();
         is_ours && !has_left && !declared.contains(origin)
     };

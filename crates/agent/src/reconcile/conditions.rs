@@ -1,9 +1,13 @@
 //! From what was observed of a pool to the conditions that people see. Pure: no clock but the one handed in.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use redis_allocator::{Error, Hold, Longest, Origin, PoolInfo};
-use redis_allocator_crd::ResourcePoolStatus;
+use redis_allocator_crd::{ResourcePoolStatus, SourceState, SourceStatus};
+
+use crate::discover::SourceReport;
 
 /// What is known of a pool.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +22,8 @@ pub(crate) struct Observed {
     /// Whether the declaration pauses granting.
     pub(crate) suspended: bool,
     pub(crate) probing: Probing,
+    /// What is known of each source of the declaration.
+    pub(crate) sources: BTreeMap<String, SourceReport>,
 }
 
 /// How far the last reconciliation came.
@@ -77,14 +83,15 @@ impl Verdict {
 
 /// The status of a pool; `before` tells since when each condition is what it is.
 pub(crate) fn status(observed: &Observed, before: Option<&ResourcePoolStatus>, now: Timestamp) -> ResourcePoolStatus {
-    let verdicts = [ready(observed), synced(observed), degraded(observed), exhausted(observed)];
+    let mut verdicts = vec![ready(observed), synced(observed), degraded(observed), exhausted(observed)];
+    verdicts.extend(discovered(observed));
     let before = before.map_or(&[][..], |before| &before.conditions);
-    let conditions = with_times(verdicts.into(), observed.generation, before, now);
+    let conditions = with_times(verdicts, observed.generation, before, now);
     let observed_generation = observed.generation;
+    let sources = sources(observed);
     let Some(info) = &observed.info else {
-        return ResourcePoolStatus { observed_generation, conditions, ..ResourcePoolStatus::default() };
+        return ResourcePoolStatus { observed_generation, conditions, sources, ..ResourcePoolStatus::default() };
     };
-    let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let longest = observed.ours.then_some(info.longest);
     ResourcePoolStatus {
         observed_generation,
@@ -101,8 +108,29 @@ pub(crate) fn status(observed: &Observed, before: Option<&ResourcePoolStatus>, n
             Some(Longest::Permanent) | None => None,
         },
         permanent_leases: longest == Some(Longest::Permanent),
+        sources,
         ..ResourcePoolStatus::default()
     }
+}
+
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// When a source last succeeded is told only while it does not: otherwise each success would be a change of the status.
+fn sources(observed: &Observed) -> Vec<SourceStatus> {
+    let in_redis = |name: &String| {
+        let origin = observed.info.as_ref()?.origins.get(&Origin::Source(name.clone()))?;
+        Some(origin.count)
+    };
+    let status = |(name, report): (&String, &SourceReport)| SourceStatus {
+        name: name.clone(),
+        state: report.state,
+        items: count(report.items.or_else(|| in_redis(name)).unwrap_or(0)),
+        last_success: report.last_success.filter(|_| report.state != SourceState::Fresh).map(Time),
+        message: report.message.clone(),
+    };
+    observed.sources.iter().map(status).collect()
 }
 
 /// The status of a binding has one condition.
@@ -212,6 +240,29 @@ fn degraded(observed: &Observed) -> Verdict {
     }
 }
 
+/// Of a pool with sources: whether they bring what can be used.
+fn discovered(observed: &Observed) -> Option<Verdict> {
+    let in_state = |state| observed.sources.values().any(|report| report.state == state);
+    let told: Vec<_> = observed
+        .sources
+        .iter()
+        .filter(|(_, report)| !report.message.is_empty())
+        .map(|(name, report)| format!("source {name}: {}", report.message))
+        .collect();
+    let kept = format!("{}; the pool stays as it was", told.join("; "));
+    Some(if observed.sources.is_empty() {
+        return None;
+    } else if in_state(SourceState::Failing) {
+        Verdict::new("Discovered", false, "SourceFailing", kept)
+    } else if in_state(SourceState::HeldBack) {
+        Verdict::new("Discovered", false, "SourceHeldBack", kept)
+    } else if in_state(SourceState::Pending) {
+        Verdict::unknown("Discovered", "SourcePending", "not all sources have answered yet")
+    } else {
+        Verdict::new("Discovered", true, "SourcesFresh", "the pool has what its sources bring")
+    })
+}
+
 fn exhausted(observed: &Observed) -> Verdict {
     match &observed.info {
         None => Verdict::unknown("Exhausted", "Pending", "not seen yet"),
@@ -229,6 +280,7 @@ fn exhausted(observed: &Observed) -> Verdict {
 pub(crate) fn reason(error: &Error) -> &'static str {
     match error {
         Error::ManagerConflict { .. } => "ManagerConflict",
+        Error::ModeConflict { .. } => "ModeConflict",
         Error::BindingConflict { .. } => "BindingConflict",
         Error::UnsupportedSchema { .. } => "UnsupportedSchema",
         Error::UnknownPool { .. } => "PoolLost",
@@ -296,6 +348,46 @@ mod tests {
     fn a_suspended_pool_is_in_sync_and_not_ready() {
         let observed = Observed { sync: Sync::Done, suspended: true, ..Observed::default() };
         assert_eq!(summary(&observed)[..2], ["Ready=False/Suspended", "Synced=True/Synced"]);
+    }
+
+    #[test]
+    fn a_pool_without_sources_says_nothing_of_them_and_one_with_tells_the_worst() {
+        let report =
+            |state, message: &str| SourceReport { state, message: message.to_owned(), ..SourceReport::default() };
+        let mut observed = Observed { sync: Sync::Done, ..Observed::default() };
+        assert_eq!(summary(&observed).len(), 4);
+        let mut told = |name: &str, source: SourceReport| {
+            observed.sources.insert(name.to_owned(), source);
+            summary(&observed)[4].clone()
+        };
+        assert_eq!(told("a", report(SourceState::Fresh, "")), "Discovered=True/SourcesFresh");
+        assert_eq!(told("b", report(SourceState::Pending, "")), "Discovered=Unknown/SourcePending");
+        assert_eq!(told("c", report(SourceState::HeldBack, "too few")), "Discovered=False/SourceHeldBack");
+        assert_eq!(told("d", report(SourceState::Failing, "no answer")), "Discovered=False/SourceFailing");
+        let status = status(&observed, None, at(0));
+        assert_eq!(
+            condition(&status, "Discovered").message,
+            "source c: too few; source d: no answer; the pool stays as it was"
+        );
+    }
+
+    #[test]
+    fn each_success_of_a_source_is_no_change_of_the_status() {
+        let mut report = SourceReport {
+            state: SourceState::Fresh,
+            items: Some(3),
+            last_success: Some(at(10)),
+            message: String::new(),
+        };
+        let seen = |report: &SourceReport| {
+            let sources = BTreeMap::from([("a".to_owned(), report.clone())]);
+            status(&Observed { sources, ..Observed::default() }, None, at(0))
+        };
+        let first = seen(&report);
+        report.last_success = Some(at(20));
+        assert_eq!(seen(&report), first);
+        report.state = SourceState::Failing;
+        assert_eq!(seen(&report).sources[0].last_success, Some(Time(at(20))), "now people want to know");
     }
 
     #[test]

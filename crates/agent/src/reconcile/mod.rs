@@ -7,12 +7,14 @@
 //! | [`apply`] | one reconciliation of a declared pool, step by step |
 //! | [`delete`] | the same for one that is not declared any more |
 //! | [`plan`] | what a reconciliation of everything would do now |
+//! | [`sources`] | who follows which source of a pool |
 //! | [`conditions`] | what all that means to people |
 
 mod apply;
 pub(crate) mod conditions;
 mod delete;
 pub(crate) mod plan;
+mod sources;
 mod supervise;
 mod worker;
 
@@ -22,7 +24,7 @@ use redis_allocator::Client;
 use tokio::sync::{Semaphore, watch};
 
 pub(crate) use self::supervise::lead;
-use crate::{board::Board, metrics::Metrics, probe::Prober, state::Memory};
+use crate::{board::Board, discover::Discoverer, metrics::Metrics, probe::Prober, state::Memory};
 
 /// Namespace of the pools that agents use among themselves; nobody declares pools there.
 pub(crate) const SYSTEM_NAMESPACE: &str = "redis-allocator-system";
@@ -39,6 +41,7 @@ pub(crate) struct Context {
     pub(crate) board: Arc<Board>,
     pub(crate) metrics: Metrics,
     pub(crate) prober: Arc<Prober>,
+    pub(crate) discoverer: Discoverer,
     /// How many pools are reconciled at once.
     pub(crate) reconciling: Semaphore,
     /// Changes each time that Redis is back after it did not answer.

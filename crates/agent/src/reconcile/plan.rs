@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use redis_allocator::{
-    BindPolicy, Binding, Client, Error, Item, Leaving, Origin, Ownership, PoolName, PoolSettings, ResourceKey,
+    BindPolicy, Binding, Client, Error, Item, Leaving, Mode, Origin, Ownership, PoolName, PoolSettings, ResourceKey,
     SyncForesight, SyncOutcome, Timestamp,
 };
 use redis_allocator_crd::DeletionPolicy;
@@ -198,7 +198,7 @@ impl Question<'_> {
                 let from = info.manager.clone().unwrap_or_else(|| "nobody".to_owned());
                 plan.settings.push(Edit { field: "manager", from, to: self.manager.to_owned() });
             }
-            syncs.extend(undeclared_origins(info, &declared).into_iter().map(|origin| (origin, Vec::new())));
+            syncs.extend(undeclared_origins(info, desired).into_iter().map(|origin| (origin, Vec::new())));
             bound = pool.bindings().await?;
             now = Some(info.now);
         }
@@ -263,7 +263,7 @@ impl PoolPlan {
 impl OriginPlan {
     /// `None` if nothing is to be done.
     fn of(foreseen: SyncForesight) -> Option<Self> {
-        let SyncForesight { origin, outcome, added, updated, removed, kept } = foreseen;
+        let SyncForesight { origin, outcome, added, updated, removed, kept, later: _ } = foreseen;
         let held_back = match outcome {
             SyncOutcome::HeldBack { found, peak, allowed_min } => Some(HeldBack { found, peak, allowed_min }),
             _ => None,
@@ -305,7 +305,14 @@ impl Names {
 fn edits(from: &PoolSettings, to: &PoolSettings) -> Vec<Edit> {
     let time = |time| in_manifest_form(time).map_or_else(|| format!("{time:?}"), |time| time.to_string());
     let max = |max: Option<_>| max.map_or_else(|| "none".to_owned(), time);
+    let holders = |mode| match mode {
+        Mode::Exclusive => "1".to_owned(),
+        Mode::Shared { max_holders } => max_holders.map_or_else(|| "any".to_owned(), |most| most.to_string()),
+    };
     let all = [
+        ("mode", from.mode.to_string(), to.mode.to_string()),
+        ("maxHolders", holders(from.mode), holders(to.mode)),
+        ("indexes", indexes(from), indexes(to)),
         ("order", from.order.to_string(), to.order.to_string()),
         ("lease.defaultTTL", time(from.default_ttl), time(to.default_ttl)),
         ("lease.maxTTL", max(from.max_ttl), max(to.max_ttl)),
@@ -314,6 +321,18 @@ fn edits(from: &PoolSettings, to: &PoolSettings) -> Vec<Edit> {
         ("suspend", from.suspended.to_string(), to.suspended.to_string()),
     ];
     all.into_iter().filter(|(_, from, to)| from != to).map(|(field, from, to)| Edit { field, from, to }).collect()
+}
+
+/// The order of indexes and of their label keys means nothing.
+fn indexes(settings: &PoolSettings) -> String {
+    let names = |index: &Vec<String>| {
+        let mut names = index.clone();
+        names.sort();
+        format!("[{}]", names.join(", "))
+    };
+    let mut indexes: Vec<_> = settings.indexes.iter().map(names).collect();
+    indexes.sort();
+    if indexes.is_empty() { "none".to_owned() } else { indexes.join(", ") }
 }
 
 /// What would become of a pool's bindings: those that go first, as in [`apply`](super::apply).

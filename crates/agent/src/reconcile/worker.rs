@@ -1,5 +1,5 @@
 //! Looks after one pool: reconciles it when its declaration changes, now and then, and when Redis is back; collects what
-//! is over; probes. Three loops, so that a slow one holds up no other.
+//! is over; probes; discovers. Four loops, so that a slow one holds up no other.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -57,12 +57,15 @@ pub(super) struct Worker {
     astray: Notify,
     /// Whether Redis has said that the pool is this declaration's. Until then, nothing is done to it.
     managing: watch::Sender<bool>,
+    /// Counts how often the pool was made anew.
+    created: watch::Sender<u64>,
 }
 
 impl Worker {
     pub(super) fn new(ctx: Arc<Context>, name: PoolName, want: watch::Receiver<Want>) -> Self {
         let managing = watch::Sender::new(false);
-        let worker = Self { ctx, name, want, observed: Mutex::default(), astray: Notify::new(), managing };
+        let created = watch::Sender::new(0);
+        let worker = Self { ctx, name, want, observed: Mutex::default(), astray: Notify::new(), managing, created };
         worker.observe(|_| {});
         worker
     }
@@ -74,7 +77,23 @@ impl Worker {
             () = self.reconcile() => {}
             () = self.collect() => {}
             () = self.probe() => {}
+            () = self.discover().boxed() => {}
         }
+    }
+
+    /// Whether the pool is this declaration's.
+    pub(super) fn managing(&self) -> watch::Receiver<bool> {
+        self.managing.subscribe()
+    }
+
+    /// Changes each time that the pool was made anew.
+    pub(super) fn made_anew(&self) -> watch::Receiver<u64> {
+        self.created.subscribe()
+    }
+
+    /// Has the pool reconciled soon: it is not there, or not as it was.
+    pub(super) fn go_astray(&self) {
+        self.astray.notify_one();
     }
 
     fn set_managing(&self, managing: bool) {
@@ -88,7 +107,7 @@ impl Worker {
     }
 
     /// Changes what is known, and says so to all who want to know.
-    fn observe(&self, change: impl FnOnce(&mut Observed)) {
+    pub(super) fn observe(&self, change: impl FnOnce(&mut Observed)) {
         // Nothing panics while holding it.
         let mut observed = self.observed.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut observed);
@@ -178,6 +197,9 @@ impl Worker {
 
     async fn bring(&self, desired: &DesiredPool, extent: Extent) -> Result<Option<Duration>, Error> {
         let configured = configure(&self.ctx, desired).await?;
+        if configured.created {
+            self.created.send_modify(|times| *times += 1);
+        }
         self.set_managing(true);
         let extent = Extent { thorough: extent.thorough || configured.recovered, ..extent };
         let Applied { sync, info } = apply(&self.ctx, desired, extent).await?;

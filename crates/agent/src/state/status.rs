@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use redis_allocator::PoolName;
-use redis_allocator_crd::{ResourcePoolStatus, SoftBindingStatus};
+use redis_allocator_crd::{ResourcePoolStatus, SoftBindingStatus, SourceStatus};
 use serde::{Deserialize, Serialize};
 
 /// All that was last said.
@@ -29,6 +29,12 @@ impl StatusFile {
     pub(crate) fn pool_conditions(&self, pool: &PoolName) -> &[Condition] {
         let found = self.pools.iter().find(|report| report.namespace == pool.namespace() && report.name == pool.name());
         found.map_or(&[], |report| &report.status.conditions)
+    }
+
+    /// What is said of a pool's sources.
+    pub(crate) fn pool_sources(&self, pool: &PoolName) -> &[SourceStatus] {
+        let found = self.pools.iter().find(|report| report.namespace == pool.namespace() && report.name == pool.name());
+        found.map_or(&[], |report| &report.status.sources)
     }
 
     /// What is said of a declared binding of a pool, found by the name that callers bind by.

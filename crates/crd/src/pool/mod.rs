@@ -6,14 +6,19 @@
 
 mod health;
 mod resources;
+mod sources;
 mod status;
 
 pub use health::{Exec, HealthCheck, HttpGet, HttpHeader, StatusRange, TcpSocket};
 pub use resources::{RangeKeys, Resource, ResourceRange};
-pub use status::ResourcePoolStatus;
+pub use sources::{
+    LabelOperator, LabelRequirement, LabelSelector, ResourceSource, SelectedObjects, SourceDns, SourceFile,
+    SourceFormat, SourceHttp, SourceKeyRef, SourceKubernetes,
+};
+pub use status::{ResourcePoolStatus, SourceState, SourceStatus};
 
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::duration::Duration;
@@ -44,16 +49,27 @@ use crate::duration::Duration;
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", description = "Why the pool is or is not ready.", priority = 1),
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.mode == 'Shared' || !has(self.maxHolders)")
+    .message("must be absent unless mode is Shared: a resource of an Exclusive pool has one holder").field_path(".maxHolders"))]
+#[x_kube(validation = Rule::new("self.mode == 'Exclusive' || duration(self.cooldown) == duration('0s')")
+    .message("must be 0s unless mode is Exclusive: cooldown needs mode Exclusive").field_path(".cooldown"))]
 pub struct ResourcePoolSpec {
-    /// How many holders a resource has at once. Exclusive: one.
+    /// How many holders a resource has at once. Immutable.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("must be what the pool was created with: mode is immutable, so delete the pool and create another"))]
     pub mode: Mode,
+
+    /// The most holders that a resource of a Shared pool has at once. Absent: any number. 1 to 1000000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "i32", range(min = 1, max = 1_000_000))]
+    pub max_holders: Option<i32>,
 
     /// Which free resource is granted first among those of the same priority.
     #[serde(default)]
     pub order: Order,
 
-    /// The resources, one by one; at most 4,096. Bigger pools use ranges.
+    /// The resources, one by one; at most 4,096. Bigger pools use ranges or sources.
     #[serde(default)]
     #[schemars(length(max = 4096))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -66,6 +82,21 @@ pub struct ResourcePoolSpec {
     #[x_kube(validation = Rule::new("self.map(r, r.to - r.from + 1).sum() <= 1000000")
         .message("must be ranges of 1,000,000 resources or fewer together"))]
     pub ranges: Vec<ResourceRange>,
+
+    /// Resources that somebody else lists: each source brings up to 100,000 of them. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub sources: Vec<ResourceSource>,
+
+    /// Sets of label keys that callers may select by; at most 4, of 1 to 4 keys each. A selector names all keys of one set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "indexes")]
+    #[x_kube(validation = Rule::new("self.all(a, a.all(key, a.exists_one(other, other == key)))")
+        .message("must be sets in which each label key is there once"))]
+    #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, a.size() == b.size() && a.all(key, key in b)))")
+        .message("must be sets that differ, whatever the order of their label keys"))]
+    pub indexes: Vec<Vec<String>>,
 
     /// How long a lease lasts.
     #[serde(default)]
@@ -97,7 +128,8 @@ pub struct ResourcePoolSpec {
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 
-    /// An edit that drops more than this share of the resources, in percent, is held back, with a condition that says so.
+    /// An edit, or an answer of a source, that drops more than this share of the resources, in percent, is held back, with a
+    /// condition that says so.
     /// 0 holds every removal back, 100 none.
     #[serde(default = "default_max_shrink_percent")]
     #[schemars(range(min = 0, max = 100))]
@@ -116,9 +148,12 @@ impl Default for ResourcePoolSpec {
     fn default() -> Self {
         Self {
             mode: Mode::default(),
+            max_holders: None,
             order: Order::default(),
             resources: Vec::new(),
             ranges: Vec::new(),
+            sources: Vec::new(),
+            indexes: Vec::new(),
             lease: LeaseSettings::default(),
             cooldown: Duration::default(),
             soft_binding: SoftBindingSettings::default(),
@@ -135,11 +170,31 @@ impl Default for ResourcePoolSpec {
 /// How many holders a resource has at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
-#[non_exhaustive]
 pub enum Mode {
     /// One holder at a time.
     #[default]
     Exclusive,
+    /// Many holders at once, in turn; at most maxHolders of them.
+    Shared,
+}
+
+fn indexes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 4,
+        "x-kubernetes-list-type": "atomic",
+        "items": {
+            "description": "A set of label keys.",
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 4,
+            "x-kubernetes-list-type": "atomic",
+            "items": {
+                "description": "A label's key.",
+                "type": "string", "minLength": 1, "maxLength": 317, "pattern": crate::patterns::LABEL_KEY_PATTERN,
+            },
+        },
+    })
 }
 
 /// Which free resource is granted first among those of the same priority.

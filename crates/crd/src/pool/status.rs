@@ -2,8 +2,9 @@
 
 #![allow(unreachable_pub, reason = "the derives copy each type into a function")]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::duration::Duration;
@@ -17,7 +18,7 @@ pub struct ResourcePoolStatus {
     #[schemars(with = "i64")]
     pub observed_generation: Option<i64>,
 
-    /// Ready, Synced, Degraded and Exhausted, each with a reason and a message.
+    /// Ready, Synced, Degraded, Exhausted and, of a pool with sources, Discovered, each with a reason and a message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -64,4 +65,50 @@ pub struct ResourcePoolStatus {
     /// Whether a permanent lease was granted, so that a lost pool's resources are held back until an operator decides.
     #[serde(default)]
     pub permanent_leases: bool,
+
+    /// What each source brings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub sources: Vec<SourceStatus>,
+}
+
+/// What the agent last saw of a source.
+#[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// The source's name.
+    pub name: String,
+
+    /// How it is with the source.
+    #[serde(default)]
+    pub state: SourceState,
+
+    /// Resources that the source last brought into the pool.
+    #[serde(default)]
+    pub items: i64,
+
+    /// When the source last brought what could be used; only while it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Time")]
+    pub last_success: Option<Time>,
+
+    /// What is wrong, and what to do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// How it is with a source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum SourceState {
+    /// It has not answered yet.
+    #[default]
+    Pending,
+    /// The pool has what it brought.
+    Fresh,
+    /// It can't be asked, or its answer can't be used. The pool stays as it was.
+    Failing,
+    /// It brought so much less than before that the pool stays as it was.
+    HeldBack,
 }

@@ -41,9 +41,8 @@ pub(super) fn check(kind: Kind, object: &Value, report: &mut Report) {
 fn pool(spec: &Value, path: &FieldPath, report: &mut Report) {
     let (resources, ranges) = (path.join("resources"), path.join("ranges"));
     let list = |name: &str| spec.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    for (index, resource) in list("resources").iter().enumerate() {
-        key_length(resource.get("name"), || resources.join(index).join("name"), report);
-        facts(resource, || resources.join(index), report);
+    for (index, entry) in list("resources").iter().enumerate() {
+        resource(entry, &resources.join(index), report);
     }
     let mut typed = Vec::new();
     for (index, range) in list("ranges").iter().enumerate() {
@@ -62,6 +61,12 @@ fn pool(spec: &Value, path: &FieldPath, report: &mut Report) {
     if let Some(check) = spec.get("healthCheck").and_then(read::<HealthCheck>) {
         placeholders(&check, list("resources"), list("ranges"), &path.join("healthCheck"), report);
     }
+}
+
+/// One resource, wherever it is listed.
+pub(super) fn resource(resource: &Value, path: &FieldPath, report: &mut Report) {
+    key_length(resource.get("name"), || path.join("name"), report);
+    facts(resource, || path.clone(), report);
 }
 
 fn read<T: DeserializeOwned>(value: &Value) -> Option<T> {

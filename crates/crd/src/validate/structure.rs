@@ -16,7 +16,12 @@ use crate::{
 
 /// Reports what the schema does not allow; yields the object without nulls and with defaults.
 pub(super) fn check(schema: &Node, object: &Value, report: &mut Report) -> Value {
-    Walk { report }.value(schema, object, &FieldPath::default())
+    check_at(schema, object, &FieldPath::default(), report)
+}
+
+/// The same for a value that `path` leads to.
+pub(super) fn check_at(schema: &Node, value: &Value, path: &FieldPath, report: &mut Report) -> Value {
+    Walk { report }.value(schema, value, path)
 }
 
 struct Walk<'r> {

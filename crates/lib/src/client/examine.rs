@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What a workload's calls run on a pool's keys.
-const LEASING: [&str; 22] = [
+const LEASING: [&str; 25] = [
     "HGET",
     "HMGET",
     "HGETALL",
@@ -37,6 +37,9 @@ const LEASING: [&str; 22] = [
     "ZMSCORE",
     "ZRANGE",
     "ZRANGEBYSCORE",
+    "ZRANGEBYLEX",
+    "ZLEXCOUNT",
+    "ZRANK",
     "ZPOPMIN",
     "ZSCAN",
     "EVALSHA",
@@ -78,6 +81,12 @@ pub struct ClockReading {
 pub struct Permissions {
     /// For leasing from the pool.
     pub denied_leasing: Vec<String>,
+    /// For waking those who wait in line (`PUBLISH`), which whoever frees or declares resources does, and for being woken
+    /// (`SUBSCRIBE`, and `PING`, by which a subscriber notices that its server is gone), with the channel in place of a
+    /// key. Who lacks it, or waits for one who does, looks once a second instead.
+    pub denied_waking: Vec<String>,
+    /// What an ACL must allow for that, after a `&`: the channels of all clients.
+    pub channels: String,
     /// For creating, listing and deleting it, which an agent needs beside the above.
     pub denied_managing: Vec<String>,
 }
@@ -106,6 +115,8 @@ impl Client {
     pub async fn permissions(&self, pool: &PoolName) -> Result<Permissions> {
         let keyspace = &self.inner.keyspace;
         let keys = keyspace.pool(pool);
+        // The channels of clients that are not known yet: one stands for them.
+        let (channel, none) = (keyspace.wake("0"), String::new());
         let (meta, namespaces, registry) = (&keys[0], keyspace.namespaces(), keyspace.registry(pool.namespace()));
         let managing = [
             ("UNLINK", meta),
@@ -125,10 +136,12 @@ impl Client {
             let mut reply = self.run(self.form(&script::PERMISSIONS), pool.as_str(), &keys, &args, false).await?;
             reply.text()?;
             let pairs = reply.pairs()?.into_iter();
-            Ok::<_, Error>(pairs.map(|(command, key)| format!("{command} {key}")).collect())
+            Ok::<_, Error>(pairs.map(|(command, key)| format!("{command} {key}").trim_end().to_owned()).collect())
         };
         Ok(Permissions {
             denied_leasing: denied(LEASING.iter().map(|command| (*command, meta)).collect()).await?,
+            denied_waking: denied(vec![("PUBLISH", &channel), ("SUBSCRIBE", &channel), ("PING", &none)]).await?,
+            channels: keyspace.wake("*"),
             denied_managing: denied(managing.to_vec()).await?,
         })
     }
@@ -223,7 +236,7 @@ mod tests {
         let mut named = BTreeSet::new();
         commands_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/scripts"), &mut named);
         assert!(named.len() > 15, "{named:?}");
-        let asked: BTreeSet<String> = LEASING.iter().chain(&["UNLINK"]).map(ToString::to_string).collect();
+        let asked: BTreeSet<String> = LEASING.iter().chain(&["UNLINK", "PUBLISH"]).map(ToString::to_string).collect();
         let missing: Vec<_> = named.difference(&asked).collect();
         assert!(missing.is_empty(), "scripts run {missing:?}, which nobody asks the permission for");
     }

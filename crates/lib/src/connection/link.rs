@@ -17,6 +17,10 @@ use tokio::{task::JoinError, time};
 
 use super::{endpoint::host_and_port, sentinel::Sentinels};
 
+/// Hears what a server says unasked, and that the connection has ended. It is called by the task that reads, so it must
+/// not block.
+pub(super) type Ear = Arc<dyn Fn(PushInfo) + Send + Sync>;
+
 /// Requests that may queue up before the writer. Beyond it callers wait for room.
 const QUEUE: usize = 1024;
 /// Bytes gathered before the writer must flush them.
@@ -93,7 +97,7 @@ struct Pulse {
 
 impl Wire {
     /// Logs in at a server. It takes as long as it takes: the caller sets the limit.
-    pub(super) async fn connect(server: &ConnectionInfo) -> Result<Self, RedisError> {
+    pub(super) async fn connect(server: &ConnectionInfo, ear: Option<Ear>) -> Result<Self, RedisError> {
         let pulse = Arc::new(Pulse::default());
         let mut config = AsyncConnectionConfig::new()
             // Both are limited here, where it is known what a passed limit means.
@@ -106,6 +110,9 @@ impl Wire {
             config = config.set_push_sender(move |push: PushInfo| {
                 if push.kind == PushKind::Disconnection {
                     pulse.closed.store(true, Ordering::Release);
+                }
+                if let Some(ear) = &ear {
+                    ear(push);
                 }
                 Ok::<(), ()>(())
             });
@@ -193,18 +200,13 @@ impl Link {
         {
             return Err(trouble.clone());
         }
-        let connect = async {
-            match &self.target {
-                Target::Server(server) => Wire::connect(server)
-                    .await
-                    .map_err(|error| Trouble::of(&format!("can't connect to {}", self.name), error)),
-                Target::Sentinel(sentinels) => sentinels.connect().await,
-            }
+        let outcome = match &self.target {
+            Target::Server(server) => self.limited(self.log_in(server, None)).await,
+            Target::Sentinel(sentinels) => self.limited(sentinels.connect(None)).await.map(|(wire, address)| {
+                sentinels.follow(address);
+                wire
+            }),
         };
-        let outcome = time::timeout(self.connect_timeout, connect).await.unwrap_or_else(|_| {
-            let limit = self.connect_timeout.as_millis();
-            Err(Trouble::passing(format!("can't connect to {}: no answer within {limit} ms", self.name)))
-        });
         match &outcome {
             Ok(wire) => {
                 tracing::info!(server = self.name, "connected to Redis");
@@ -218,6 +220,29 @@ impl Link {
         }
         self.attempts.fetch_add(1, Ordering::Release);
         outcome
+    }
+
+    /// A connection of its own beside the shared one, made once; and where it leads, if that is a Sentinel's word.
+    pub(super) async fn another(&self, ear: Ear) -> Result<(Wire, Option<(String, u16)>), Trouble> {
+        match &self.target {
+            Target::Server(server) => self.limited(self.log_in(server, Some(ear))).await.map(|wire| (wire, None)),
+            Target::Sentinel(sentinels) => {
+                let (wire, address) = self.limited(sentinels.connect(Some(ear))).await?;
+                Ok((wire, Some(address)))
+            }
+        }
+    }
+
+    async fn log_in(&self, server: &ConnectionInfo, ear: Option<Ear>) -> Result<Wire, Trouble> {
+        let trouble = |error| Trouble::of(&format!("can't connect to {}", self.name), error);
+        Wire::connect(server, ear).await.map_err(trouble)
+    }
+
+    async fn limited<T>(&self, connect: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+        time::timeout(self.connect_timeout, connect).await.unwrap_or_else(|_| {
+            let limit = self.connect_timeout.as_millis();
+            Err(Trouble::passing(format!("can't connect to {}: no answer within {limit} ms", self.name)))
+        })
     }
 
     /// Gives a connection up: the next call makes a new one. Who still waits for replies on it may get them.

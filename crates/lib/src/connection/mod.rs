@@ -9,6 +9,7 @@
 //! | `sentinel`, `cluster` | which server is the right one |
 //! | `refusal` | what an error reply proves |
 //! | `call` | the rules of repeating |
+//! | `subscribe` | hearing what is published, on a connection of its own |
 
 mod call;
 mod cluster;
@@ -16,11 +17,13 @@ mod endpoint;
 mod link;
 mod refusal;
 mod sentinel;
+mod subscribe;
 
 use std::{sync::Arc, time::Duration};
 
 use redis::{Cmd, Value};
 
+pub(crate) use self::subscribe::Heard;
 use self::{
     call::Call,
     cluster::Cluster,

@@ -14,11 +14,14 @@ use tokio::time;
 
 use super::{
     endpoint::at,
-    link::{Link, Target, Trouble, Wire},
+    link::{Ear, Link, Target, Trouble, Wire},
 };
 
 /// How often the Sentinels are asked whether the master is still the same.
-const WATCH: Duration = Duration::from_secs(1);
+pub(super) const WATCH: Duration = Duration::from_secs(1);
+
+/// A connection to the master, and the master's host and port.
+type Found = Result<(Wire, (String, u16)), Trouble>;
 
 /// The Sentinels of one master.
 pub(super) struct Sentinels {
@@ -28,7 +31,7 @@ pub(super) struct Sentinels {
     server: ConnectionInfo,
     /// For one Sentinel to answer. The whole has the same limit, so the Sentinels are asked all at once.
     limit: Duration,
-    /// Where the latest connection went. A std mutex: it is never held across an await.
+    /// Where the connection that calls share went last. A std mutex: it is never held across an await.
     latest: Mutex<Option<(String, u16)>>,
 }
 
@@ -47,26 +50,26 @@ impl Sentinels {
         format!("the master {:?} by Sentinel", self.master)
     }
 
-    /// Connects to the server that is master now. Boxed, because a Sentinel is reached by a [`Link`], too.
-    pub(super) fn connect(&self) -> BoxFuture<'_, Result<Wire, Trouble>> {
-        Box::pin(self.find())
+    /// Connects to the server that is master now, and tells where that is. Boxed, because a Sentinel is reached by a
+    /// [`Link`], too.
+    pub(super) fn connect(&self, ear: Option<Ear>) -> BoxFuture<'_, Found> {
+        Box::pin(self.find(ear))
     }
 
-    async fn find(&self) -> Result<Wire, Trouble> {
+    async fn find(&self, ear: Option<Ear>) -> Found {
         let (host, port) = self.locate().await?;
         let server = at(&self.server, &host, port);
         let name = server.addr().to_string();
         let trouble =
             |error| Trouble::of(&format!("can't connect to {name}, master {:?} by Sentinel", self.master), error);
-        let wire = Wire::connect(&server).await.map_err(trouble)?;
+        let wire = Wire::connect(&server, ear).await.map_err(trouble)?;
         let role = wire.send(&redis::cmd("ROLE"), false).await.and_then(Value::extract_error).map_err(trouble)?;
         let role = match role {
             Value::Array(parts) => parts.into_iter().next().and_then(|role| from_redis_value::<String>(role).ok()),
             _ => None,
         };
         if role.as_deref() == Some("master") {
-            *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some((host, port));
-            return Ok(wire);
+            return Ok((wire, (host, port)));
         }
         let role = role.unwrap_or_else(|| "nothing known".to_owned());
         Err(Trouble::passing(format!(
@@ -99,10 +102,20 @@ impl Sentinels {
         })
     }
 
-    /// Whether the Sentinels name another server than the one that was connected to last. If none answers, not.
+    /// Notes where the connection that calls share goes.
+    pub(super) fn follow(&self, address: (String, u16)) {
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+    }
+
+    /// Whether the Sentinels name another server than the one that calls go to. If none answers, not.
     async fn moved(&self) -> bool {
         let Ok(now) = self.locate().await else { return false };
         self.latest.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|latest| *latest != now)
+    }
+
+    /// Whether the Sentinels name another server than this one. If none answers, not.
+    pub(super) async fn moved_from(&self, address: &(String, u16)) -> bool {
+        self.locate().await.is_ok_and(|now| now != *address)
     }
 }
 

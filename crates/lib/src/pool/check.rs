@@ -8,8 +8,23 @@ use super::{Args, BATCH, Pool, text};
 use crate::{error::Result, names::ResourceKey, script};
 
 /// The keys that are walked, in the script's words.
-const PARTS: [&str; 9] =
-    ["items", "free", "leases", "holders", "quarantine", "marks", "reserved", "binds", "bind-expiry"];
+const PARTS: [&str; 15] = [
+    "items",
+    "free",
+    "leases",
+    "holders",
+    "quarantine",
+    "marks",
+    "reserved",
+    "binds",
+    "bind-expiry",
+    "shares",
+    "by-label",
+    "waiters",
+    "wants",
+    "waiting",
+    "session-leases",
+];
 
 macro_rules! invariants {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
@@ -75,6 +90,32 @@ invariants! {
     ExpiryWithoutBinding = "expiry-without-binding",
     /// The pool does not know that it has marks or reservations.
     HoldsMiscounted = "holds-miscounted",
+    /// The pool is wrong about whether anything special is to be heeded when it grants. Repair looks again.
+    PlainMisstated = "plain-misstated",
+    /// A resource of a shared pool is free though as many hold it as may. Repair takes it out of what is free; leases
+    /// are left alone.
+    FreeThoughFull = "free-though-full",
+    /// A resource is free and can't be found by its labels, so that selectors pass it over. Repair enters it anew.
+    FreeWithoutLabel = "free-without-label",
+    /// Selectors find a resource that is not free, or not by these labels. Repair takes the entry away.
+    LabelButNotFree = "label-but-not-free",
+    /// A lease of a shared pool is not counted among those of its resource, which could have too many. Repair counts it.
+    LeaseWithoutShare = "lease-without-share",
+    /// What ended is still counted among the leases of a shared resource, which could have one more. Repair takes it away.
+    ShareWithoutLease = "share-without-lease",
+    /// The pool is wrong about how many wait in line, and may pass them over or keep something for nobody. Repair counts
+    /// them.
+    WaitersMiscounted = "waiters-miscounted",
+    /// Someone is in line and nothing says what for. Repair takes the place away; its caller takes a new one at the end.
+    WaiterWithoutRequest = "waiter-without-request",
+    /// Someone is in line and is never thought dead. Repair takes the place away; a live caller takes a new one at the end.
+    WaiterWithoutLife = "waiter-without-life",
+    /// Something would be offered to who is not in line. Repair takes the entry away.
+    WantWithoutWaiter = "want-without-waiter",
+    /// What a caller in line asked for, or was offered, stays though that caller is gone. Repair takes it away.
+    RequestWithoutLife = "request-without-life",
+    /// A session has a lease that has ended. Repair takes the entry away.
+    SessionLeaseWithoutLease = "session-lease-without-lease",
 }
 
 /// One broken invariant.
@@ -82,7 +123,7 @@ invariants! {
 pub struct Violation {
     /// What is broken.
     pub invariant: Invariant,
-    /// The resource, or the binding name, it is broken for.
+    /// What it is broken for: a resource, a binding name, a waiter; of a shared pool's leases resource, NUL, and token.
     pub subject: String,
 }
 
@@ -109,16 +150,22 @@ impl Pool {
         Ok(violations.into_iter().collect())
     }
 
-    /// Places what [`check`](Self::check) finds in no place, in two, or in the wrong one anew; returns how many resources
-    /// it touched. Leases that have a holder are left alone.
+    /// Places what [`check`](Self::check) finds in no place, in two, or in the wrong one anew, and takes away what is left
+    /// of leases, waiters and labels that are gone; returns how many things it mended. Leases that have a holder are left
+    /// alone.
     pub async fn repair(&self) -> Result<u64> {
-        let mut broken = BTreeSet::new();
-        for violation in self.check().await? {
+        let (mut broken, mut parts) = (BTreeSet::new(), BTreeSet::new());
+        for Violation { invariant, subject } in self.check().await? {
             use Invariant as I;
-            match violation.invariant {
+            match invariant {
+                // A lease's id in a shared pool.
+                I::LeaseWithoutHolder if subject.contains('\0') => drop(parts.insert("leases")),
+                I::HolderWithoutLease if subject.contains('\0') => drop(parts.insert("holders")),
                 I::InNoPlace
                 | I::InTwoPlaces
                 | I::FreeThoughReserved
+                | I::FreeThoughFull
+                | I::FreeWithoutLabel
                 | I::MarkNotInForce
                 | I::WrongPriority
                 | I::FreeButNotDeclared
@@ -127,9 +174,18 @@ impl Pool {
                 | I::MarkButNotDeclared
                 | I::LeaseWithoutHolder
                 | I::HolderWithoutLease => {
-                    broken.insert(ResourceKey::new(violation.subject)?);
+                    broken.insert(ResourceKey::new(subject)?);
                 }
                 I::HoldsMiscounted => self.resettle(&[]).await?,
+                I::LabelButNotFree => drop(parts.insert("by-label")),
+                I::LeaseWithoutShare => drop(parts.insert("leases")),
+                I::ShareWithoutLease => drop(parts.insert("shares")),
+                I::WaitersMiscounted | I::PlainMisstated | I::WaiterWithoutRequest | I::WaiterWithoutLife => {
+                    parts.insert("waiters");
+                }
+                I::WantWithoutWaiter => drop(parts.insert("wants")),
+                I::RequestWithoutLife => drop(parts.insert("waiting")),
+                I::SessionLeaseWithoutLease => drop(parts.insert("session-leases")),
                 I::ItemWithoutOrigin
                 | I::TokenAboveLast
                 | I::ReservationWithoutBinding
@@ -137,11 +193,28 @@ impl Pool {
                 | I::ExpiryWithoutBinding => {}
             }
         }
+        let mut mended = broken.len() as u64;
+        for part in parts {
+            mended += self.mend(part).await?;
+        }
         let broken: Vec<_> = broken.into_iter().collect();
         for batch in broken.chunks(BATCH) {
             self.resettle(batch).await?;
         }
-        Ok(broken.len() as u64)
+        Ok(mended)
+    }
+
+    /// Mends one key, page by page; how many entries were broken.
+    async fn mend(&self, part: &str) -> Result<u64> {
+        let (mut cursor, mut mended) = ("0".to_owned(), 0);
+        loop {
+            let mut reply = self.call(&script::MEND, &[text(part), text(&cursor)]).await?;
+            cursor = reply.text()?;
+            mended += reply.count()?;
+            if cursor == "0" {
+                return Ok(mended);
+            }
+        }
     }
 
     pub(super) async fn resettle(&self, keys: &[ResourceKey]) -> Result<()> {
@@ -163,7 +236,7 @@ mod tests {
             assert_eq!(Invariant::parse(word).expect(word).to_string(), word);
             said += 1;
         }
-        assert!(said >= 14, "{said}");
+        assert!(said >= 26, "{said}");
         assert!(Invariant::parse("free-but-not-declared").is_some());
         assert!(Invariant::parse("quarantine-but-not-declared").is_some());
     }

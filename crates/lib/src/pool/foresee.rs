@@ -8,7 +8,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    Pool, Removal, SyncOptions, SyncOutcome, owned,
+    Pool, Removal, SyncOptions, SyncOutcome,
+    items::Going,
+    owned,
     sync::{Declared, Standing},
     text,
 };
@@ -35,6 +37,8 @@ pub struct SyncForesight {
     pub removed: Vec<(ResourceKey, Leaving)>,
     /// Resources that would stay though this origin lets them go, as another one declares them; sorted.
     pub kept: Vec<ResourceKey>,
+    /// Resources that this origin would let go of later, as [`SyncOptions::keep_missing`] says; sorted.
+    pub later: Vec<ResourceKey>,
 }
 
 /// How a resource leaves its pool.
@@ -68,7 +72,7 @@ impl Pool {
         declared: Vec<(Origin, Vec<Item>)>,
         options: &SyncOptions,
     ) -> Result<Vec<SyncForesight>> {
-        options.check()?;
+        let going = options.check()?;
         let mut copy: Option<Copy> = None;
         let mut foreseen = Vec::with_capacity(declared.len());
         for (origin, items) in declared {
@@ -84,7 +88,7 @@ impl Pool {
                 Some(copy) => copy,
                 none => none.insert(self.copy().await?),
             };
-            foreseen.push(copy.sync(origin, &items, &desired, options.removal));
+            foreseen.push(copy.sync(origin, &items, &desired, going));
         }
         Ok(foreseen)
     }
@@ -127,8 +131,10 @@ impl Pool {
                 Ok(())
             })
             .await?;
-            self.scan(keys::LEASES, |key, _| {
-                copy.leased.insert(ResourceKey::new(key)?);
+            self.scan(keys::LEASES, |id, _| {
+                // In a shared pool a lease's id goes on behind the resource.
+                let resource = id.split('\0').next().unwrap_or_default();
+                copy.leased.insert(ResourceKey::new(resource)?);
                 Ok(())
             })
             .await
@@ -142,12 +148,20 @@ impl Pool {
 
 impl SyncForesight {
     fn nothing(origin: Origin, outcome: SyncOutcome) -> Self {
-        Self { origin, outcome, added: Vec::new(), updated: Vec::new(), removed: Vec::new(), kept: Vec::new() }
+        Self {
+            origin,
+            outcome,
+            added: Vec::new(),
+            updated: Vec::new(),
+            removed: Vec::new(),
+            kept: Vec::new(),
+            later: Vec::new(),
+        }
     }
 }
 
 impl Copy {
-    fn sync(&mut self, origin: Origin, items: &[Item], desired: &Declared, removal: Removal) -> SyncForesight {
+    fn sync(&mut self, origin: Origin, items: &[Item], desired: &Declared, going: Going) -> SyncForesight {
         let mut settled = HashSet::new();
         let mut gone = Vec::new();
         for (key, record) in &self.items {
@@ -167,9 +181,12 @@ impl Copy {
                 Upserted::Same => {}
             }
         }
-        let (mut removed, mut kept) = (Vec::new(), Vec::new());
+        let (mut removed, mut kept, mut later) = (Vec::new(), Vec::new(), Vec::new());
+        if going.later > 0 {
+            std::mem::swap(&mut gone, &mut later);
+        }
         for key in gone {
-            match self.remove(&origin, &key, removal) {
+            match self.remove(&origin, &key, going.removal) {
                 Some(leaving) => removed.push((key, leaving)),
                 None => kept.push(key),
             }
@@ -183,7 +200,7 @@ impl Copy {
             draining: count(Leaving::Draining),
             revoked: count(Leaving::Revoked),
         };
-        SyncForesight { origin, outcome, added, updated, removed, kept }
+        SyncForesight { origin, outcome, added, updated, removed, kept, later }
     }
 
     /// As `upsert.lua`.
@@ -212,7 +229,7 @@ impl Copy {
         Upserted::Updated
     }
 
-    /// As `remove.lua`; `None` when others declare it as well.
+    /// As `leave.lua`; `None` when others declare it as well.
     fn remove(&mut self, origin: &Origin, key: &ResourceKey, removal: Removal) -> Option<Leaving> {
         let record = self.items.get_mut(key)?;
         record.origins.retain(|other| other != origin);

@@ -4,29 +4,48 @@
 mod bindings;
 mod check;
 mod foresee;
+mod gc;
 mod grants;
+mod info;
 mod items;
+mod life;
+mod malloc;
 mod quarantine;
+mod selector;
+mod sessions;
 mod settings;
 mod snapshot;
 mod sync;
+#[cfg(feature = "test-clock")]
+mod test_surface;
+mod wait;
+mod waiters;
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
 
 pub use self::{
     bindings::{BindOptions, BindPolicy, Binding},
     check::{Invariant, Violation},
     foresee::{Leaving, SyncForesight},
-    grants::{GcReport, Malloc},
+    gc::GcReport,
+    info::{Counters, Counts, Hold, OriginInfo, PoolInfo},
+    life::{ConfigureForesight, Configured, Incarnation, Known, Longest, Ownership, Retired},
+    malloc::{Malloc, Many, Now, One, Waiting, malloc_any, malloc_any_or_wait},
     quarantine::{Cause, Mark, Quarantined},
-    settings::{
-        ConfigureForesight, Configured, Counters, Counts, Hold, Incarnation, Known, Longest, Order, OriginInfo,
-        Ownership, PoolInfo, PoolSettings, Retired,
-    },
+    selector::Selector,
+    sessions::SessionInfo,
+    settings::{Mode, Order, PoolSettings},
     snapshot::{Cursor, LeaseInfo, Place, ResourceState, SnapshotPage},
     sync::{Removal, SyncOptions, SyncOutcome},
+    waiters::{WaiterInfo, WaiterPage},
 };
-pub(crate) use grants::Renewal;
+pub(crate) use grants::{KeyGrant, Renewal, ToBeFreed};
+pub(crate) use malloc::Asker;
+pub(crate) use sessions::{Heartbeat, SessionLease};
 
 use crate::{
     client::Client,
@@ -52,12 +71,23 @@ pub struct Pool {
     inner: Arc<Inner>,
 }
 
+/// A handle that keeps nothing alive.
+pub(crate) struct WeakPool(Weak<Inner>);
+
+impl WeakPool {
+    pub(crate) fn upgrade(&self) -> Option<Pool> {
+        self.0.upgrade().map(|inner| Pool { inner })
+    }
+}
+
 struct Inner {
     client: Client,
     name: PoolName,
     keys: [String; POOL_KEYS],
-    /// Where callers of this handle and its clones meet.
+    /// Where callers of this pool meet.
     together: grants::Together,
+    /// Who asks unless a request says otherwise; made when it is first needed.
+    asker: OnceLock<Arc<malloc::Asker>>,
 }
 
 /// The argument list of a script.
@@ -73,7 +103,12 @@ fn owned(value: impl std::fmt::Display) -> Cow<'static, [u8]> {
 
 impl Pool {
     pub(crate) fn new(client: Client, name: PoolName, keys: [String; POOL_KEYS]) -> Self {
-        Self { inner: Arc::new(Inner { client, name, keys, together: grants::Together::default() }) }
+        let (together, asker) = (grants::Together::default(), OnceLock::new());
+        Self { inner: Arc::new(Inner { client, name, keys, together, asker }) }
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakPool {
+        WeakPool(Arc::downgrade(&self.inner))
     }
 
     /// The pool's full name.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, collections::HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Args, Mark, Pool, quarantine::parse_marks, text};
+use super::{Args, CLOCK_SLACK, Mark, Pool, quarantine::parse_marks, text};
 use crate::{
     error::Result,
     item::{Facts, Record},
@@ -16,6 +16,8 @@ use crate::{
 
 /// `free` scores count within a priority's band of 2^42.
 const BAND: u64 = 1 << 42;
+/// Where a holder's record has the time of the grant, an offer that nobody has claimed yet has this.
+const UNCLAIMED: &str = "0000000000000";
 
 /// Where a resource is: in exactly one place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,13 +27,15 @@ pub enum Place {
         /// Since when; `None` in a pool of order `Sequential`, which does not remember it.
         since: Option<Timestamp>,
     },
-    /// Held by someone.
+    /// Of an exclusive pool: held by someone.
     Leased(LeaseInfo),
     /// Out of circulation; [`ResourceState::marks`] says why.
     Quarantined {
         /// `None`: until it is released.
         until: Option<Timestamp>,
     },
+    /// Of a shared pool: nobody else may have it, as many hold it as may, or it is no longer declared.
+    Full,
     /// Kept for the name that alone may have it: [`ResourceState::reserved_for`].
     Reserved,
     /// Nowhere: a broken invariant, which [`Pool::repair`] mends.
@@ -47,10 +51,14 @@ pub struct LeaseInfo {
     pub binding: Option<BindingName>,
     /// Its fencing token.
     pub token: u64,
-    /// When it was granted.
+    /// The session that it is part of.
+    pub session: Option<String>,
+    /// When it was granted or offered.
     pub granted_at: Timestamp,
-    /// When it ends unless it is renewed; `None`: it is permanent.
+    /// When it ends unless it is renewed or claimed; `None`: it is permanent, or ends with its session.
     pub expires_at: Option<Timestamp>,
+    /// Whether it has only been offered to a caller in line, who has not claimed it yet.
+    pub offered: bool,
 }
 
 /// One resource as it is now.
@@ -58,7 +66,7 @@ pub struct LeaseInfo {
 pub struct ResourceState {
     /// What names it.
     pub key: ResourceKey,
-    /// Whether it is declared; what is leased and not declared any more is draining.
+    /// Whether it is declared; what is held and not declared any more is draining.
     pub declared: bool,
     /// 0 to 1000.
     pub priority: u16,
@@ -72,6 +80,10 @@ pub struct ResourceState {
     pub origins: Vec<Origin>,
     /// Where it is.
     pub place: Place,
+    /// Who holds it; in a shared pool at most 20 of them, in no order.
+    pub holders: Vec<LeaseInfo>,
+    /// How many hold it.
+    pub holder_count: u64,
     /// What keeps it, or will keep it when its lease ends, out of circulation.
     pub marks: Vec<Mark>,
     /// The name that alone may have it.
@@ -99,11 +111,34 @@ struct StoredHolder {
     #[serde(default)]
     owner: String,
     bind: Option<String>,
+    session: Option<String>,
 }
 
 /// Redis' text for a score, as a moment; `None` for `inf`.
 pub(super) fn moment(score: &str) -> Option<Timestamp> {
     score.parse().ok().map(Timestamp::from_millis)
+}
+
+/// What Redis has of one lease.
+fn lease(expiry: &str, record: &str) -> Result<LeaseInfo> {
+    let (token, granted_at, holder) = parse_holder(record);
+    let offered = record.get(16..29) == Some(UNCLAIMED);
+    let end = moment(expiry);
+    Ok(LeaseInfo {
+        owner: holder.owner,
+        binding: holder.bind.map(BindingName::new).transpose()?,
+        token,
+        session: holder.session,
+        // An offer has the time when it was made in place of an expiry, and lapses as an expired lease is reclaimed.
+        granted_at: if offered { end.unwrap_or(granted_at) } else { granted_at },
+        expires_at: if offered { end.map(lapse) } else { end },
+        offered,
+    })
+}
+
+fn lapse(offered_at: Timestamp) -> Timestamp {
+    let slack = u64::try_from(CLOCK_SLACK.as_millis()).unwrap_or(0);
+    Timestamp::from_millis(offered_at.as_millis().saturating_add(slack))
 }
 
 /// A holder's record: token (16 digits), granted at (ms, 13 digits), holder (JSON).
@@ -147,7 +182,13 @@ impl Pool {
     pub async fn get(&self, key: impl AsRef<str>) -> Result<Option<ResourceState>> {
         let key = ResourceKey::new(key)?;
         let page = self.states(vec![text("keys"), text(key.as_str())]).await?;
-        Ok(page.resources.into_iter().find(|state| state.declared || matches!(state.place, Place::Leased(_))))
+        Ok(page.resources.into_iter().find(|state| state.declared || state.holder_count > 0))
+    }
+
+    /// The state of at most [`BATCH`](super::BATCH) resources, whether they are declared or not.
+    pub(super) async fn states_of(&self, keys: &[ResourceKey]) -> Result<Vec<ResourceState>> {
+        let args = std::iter::once(text("keys")).chain(keys.iter().map(|key| text(key.as_str()))).collect();
+        Ok(self.states(args).await?.resources)
     }
 
     async fn states(&self, args: Args<'_>) -> Result<SnapshotPage> {
@@ -161,6 +202,8 @@ impl Pool {
         let mut quarantine = reply.list()?;
         let mut marks = reply.list()?;
         let mut reserved = reply.list()?;
+        let mut shares = reply.list()?;
+        let is_shared = shares.len() > 0;
         let mut resources = Vec::with_capacity(keys.len());
         for _ in 0..keys.len() {
             let key = keys.text()?;
@@ -178,22 +221,29 @@ impl Pool {
             let quarantine = quarantine.optional_text()?;
             let marks = marks.optional_text()?.map_or_else(Vec::new, |json| parse_marks(&json));
             let reserved_for = reserved.optional_text()?.map(BindingName::new).transpose()?;
+            let (mut holders, mut holder_count) = (Vec::new(), 0);
+            if is_shared {
+                let mut held = shares.list()?;
+                holder_count = held.count()?;
+                while held.len() > 0 {
+                    let (_id, expiry, holder) = (held.text()?, held.optional_text()?, held.optional_text()?);
+                    holders.push(lease(&expiry.unwrap_or_default(), &holder.unwrap_or_default())?);
+                }
+            }
             let place = if let Some(expiry) = expiry {
-                let (token, granted_at, holder) = parse_holder(&holder);
-                Place::Leased(LeaseInfo {
-                    owner: holder.owner,
-                    binding: holder.bind.map(BindingName::new).transpose()?,
-                    token,
-                    granted_at,
-                    expires_at: moment(&expiry),
-                })
+                let lease = lease(&expiry, &holder)?;
+                holders.push(lease.clone());
+                holder_count = 1;
+                Place::Leased(lease)
             } else if let Some(until) = quarantine {
                 Place::Quarantined { until: moment(&until) }
             } else if let Some(score) = free {
                 let since = moment(&score).map(|score| score.as_millis() % BAND).filter(|&ms| ms > BAND / 8);
                 Place::Free { since: since.map(Timestamp::from_millis) }
-            } else if reserved_for.is_some() {
+            } else if reserved_for.is_some() && record.is_some() {
                 Place::Reserved
+            } else if holder_count > 0 {
+                Place::Full
             } else {
                 Place::Nowhere
             };
@@ -210,6 +260,8 @@ impl Pool {
                 params: facts.params,
                 origins: record.origins,
                 place,
+                holders,
+                holder_count,
                 marks,
                 reserved_for,
             });

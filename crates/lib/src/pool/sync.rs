@@ -10,19 +10,24 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::Write,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Pool, owned, text};
+use super::{Pool, items::Going, owned, text};
 use crate::{
     error::{Error, Result},
     item::{Encoded, Item, Record},
     keys,
     names::{Origin, ResourceKey},
     script,
+    time::millis,
 };
+
+/// The digest of what is declared for a time: no declaration has it.
+const FOR_A_TIME: &str = "for a time";
 
 /// What happens to a leased resource that leaves the declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -42,11 +47,15 @@ pub struct SyncOptions {
     /// The most, in percent of what the origin declared lately, that one synchronisation may drop, 0 to 100. Default
     /// 100: any.
     pub max_shrink_percent: u8,
+    /// How long what is no longer declared stays all the same, from 1 ms to ten years: [`Pool::gc`] takes it out then,
+    /// unless it is declared again meanwhile, and it drains if it is leased, whatever `removal` says. Default `None`: it
+    /// leaves at once.
+    pub keep_missing: Option<Duration>,
 }
 
 impl Default for SyncOptions {
     fn default() -> Self {
-        Self { removal: Removal::Drain, max_shrink_percent: 100 }
+        Self { removal: Removal::Drain, max_shrink_percent: 100, keep_missing: None }
     }
 }
 
@@ -61,7 +70,7 @@ pub enum SyncOutcome {
         added: u64,
         /// Resources whose facts changed.
         updated: u64,
-        /// Resources that left the pool.
+        /// Resources that left the pool; not those that [`SyncOptions::keep_missing`] keeps.
         removed: u64,
         /// Of these: still leased, until their lease ends.
         draining: u64,
@@ -86,10 +95,23 @@ impl Pool {
     /// [`Error::Superseded`] when a later synchronisation of this origin began meanwhile, [`Error::Invalid`] for an item
     /// that is listed twice or does not fit: nothing is written then.
     pub async fn sync(&self, origin: &Origin, items: Vec<Item>, options: &SyncOptions) -> Result<SyncOutcome> {
-        options.check()?;
-        let desired = Declared::read(&items)?;
+        self.sync_until(origin, &items, options, None).await
+    }
+
+    /// The same for a time, if one is given (ms).
+    pub(super) async fn sync_until(
+        &self,
+        origin: &Origin,
+        items: &[Item],
+        options: &SyncOptions,
+        ttl: Option<i64>,
+    ) -> Result<SyncOutcome> {
+        let going = options.check()?;
+        let desired = Declared::read(items)?;
         let name = origin.to_string();
-        let args = [text(&name), text(&desired.digest), owned(items.len()), owned(options.max_shrink_percent)];
+        // What has a time to live is always to be written anew, and is never what is declared for good.
+        let (asked, kept) = if ttl.is_some() { ("", FOR_A_TIME) } else { (&*desired.digest, &*desired.digest) };
+        let args = [text(&name), text(asked), owned(items.len()), owned(options.max_shrink_percent)];
         let mut reply = self.call(&script::BEGIN_SYNC, &args).await?;
         let ticket = match reply.text()?.as_str() {
             "unchanged" => return Ok(SyncOutcome::Unchanged),
@@ -116,15 +138,30 @@ impl Pool {
             Ok(())
         })
         .await?;
+        if ttl.is_some() {
+            settled.clear();
+        } else {
+            // What was about to leave is as declared, and yet must be told that it stays.
+            self.scan(keys::MISSING, |entry, _| {
+                if let Some((whose, key)) = entry.split_once('\0')
+                    && whose == name
+                    && !key.is_empty()
+                {
+                    settled.remove(&ResourceKey::new(key)?);
+                }
+                Ok(())
+            })
+            .await?;
+        }
         let changed: Vec<_> = items
             .iter()
             .filter(|item| !settled.contains(&item.key))
             .filter_map(|item| Some((&item.key, desired.items.get(&item.key)?.clone())))
             .collect();
         // New ones first: a declaration that replaces everything never leaves the pool empty.
-        let (added, updated) = self.upsert(origin, &ticket, &changed).await?;
-        let removed = self.remove(&name, &ticket, options.removal, &gone).await?;
-        let args = [text(&name), text(&ticket), text(&desired.digest), owned(items.len())];
+        let (added, updated) = self.upsert(origin, &ticket, ttl.unwrap_or(0), &changed).await?;
+        let removed = self.remove(&name, &ticket, going, &gone).await?;
+        let args = [text(&name), text(&ticket), text(kept), owned(items.len())];
         let mut reply = self.send(&script::FINISH_SYNC, &args, false).await?;
         self.read_chunk(&mut reply, &name)?;
         Ok(SyncOutcome::Applied {
@@ -138,7 +175,8 @@ impl Pool {
 }
 
 impl SyncOptions {
-    pub(super) fn check(self) -> Result<()> {
+    /// How what is gone goes.
+    pub(super) fn check(self) -> Result<Going> {
         if self.max_shrink_percent > 100 {
             return Err(Error::Invalid {
                 what: "most percent that may leave",
@@ -146,7 +184,8 @@ impl SyncOptions {
                 allowed: "0 to 100".to_owned(),
             });
         }
-        Ok(())
+        let later = self.keep_missing.map_or(Ok(0), |time| millis("time for which missing resources stay", time))?;
+        Ok(Going { removal: self.removal, later })
     }
 }
 

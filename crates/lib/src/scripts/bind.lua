@@ -3,8 +3,7 @@
 -- ARGV: name, resource, kind (a, q, d or r; see reclaim), time to live (ms; 0 = until removed).
 -- Returns {'ok', 1 (changed) or 0} or {'conflict', the name that reserves the resource}. A call refreshes its binding's
 -- time to live; a declaration that has not changed does not, nor does it bring back what ended by its time.
-local meta = call('HMGET', META, 'schema', 'holds', 'order', 'cooldown')
-local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
+local _, refused = read_settings()
 if refused then return refused end
 local name, resource, kind, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local record = format('%s%013.0f', kind, ttl) .. resource
@@ -29,7 +28,8 @@ if ttl > 0 then call('ZADD', BIND_EXPIRY, format('%.0f', NOW + ttl), name) end
 if required(kind) then
   call('HSET', RESERVED, resource, name)
   recount_holds()
-  changed[#changed + 1] = resource
+  -- Placed once: placed twice, it could be offered to two.
+  if changed[1] ~= resource then changed[#changed + 1] = resource end
 end
 if #changed > 0 then resettle(changed) end
 return { 'ok', 1 }

@@ -2,15 +2,14 @@
 -- them. Needs settle.
 --
 -- ARGV: resources, at most 200. Returns {'ok'}.
-local meta = call('HMGET', META, 'schema', 'holds', 'order', 'cooldown', 'hold_until')
-local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
+local meta, refused = read_settings('hold_until')
 if refused then return refused end
-local hold = tonumber(meta[5] or 0)
-if hold ~= -1 and hold <= NOW then return { 'ok' } end
+local hold_until = tonumber(meta[SETTINGS + 1] or 0)
+if hold_until ~= -1 and hold_until <= NOW then return { 'ok' } end
 assure()
 for _, resource in ipairs(ARGV) do
   if call('HEXISTS', ITEMS, resource) == 1 then
-    mark(resource, 'recovery', hold, 'the pool lost its data while leases were held')
+    mark(resource, 'recovery', hold_until, 'the pool lost its data while leases were held')
   end
 end
 recount_holds()

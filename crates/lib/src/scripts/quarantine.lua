@@ -3,8 +3,7 @@
 -- ARGV: resource, cause, duration (ms; -1 = until released), reason, 1 (a mark of this cause that lasts longer stays as
 -- it is) or 0 (it is replaced).
 -- Returns {'ok', 1 (in effect) or 0 (when its lease ends)} or {'no-resource'}.
-local meta = call('HMGET', META, 'schema', 'holds', 'order', 'cooldown')
-local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
+local _, refused = read_settings()
 if refused then return refused end
 local resource, duration = ARGV[1], tonumber(ARGV[3])
 if call('HEXISTS', ITEMS, resource) == 0 then return { 'no-resource' } end
@@ -13,7 +12,7 @@ if ARGV[5] == '1' then
   local json = call('HGET', MARKS, resource)
   local present = json and cjson.decode(json)[ARGV[2]]
   if present and (present['until'] == -1 or over ~= -1 and present['until'] > over) then
-    return { 'ok', call('ZSCORE', LEASES, resource) and 0 or 1 }
+    return { 'ok', not SHARED and call('ZSCORE', LEASES, resource) and 0 or 1 }
   end
 end
 assure()
@@ -21,4 +20,4 @@ mark(resource, ARGV[2], over, ARGV[4])
 call('HINCRBY', META, 'quarantined', 1)
 recount_holds()
 resettle({ resource })
-return { 'ok', call('ZSCORE', LEASES, resource) and 0 or 1 }
+return { 'ok', not SHARED and call('ZSCORE', LEASES, resource) and 0 or 1 }

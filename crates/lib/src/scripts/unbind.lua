@@ -1,8 +1,7 @@
 -- Removes bindings. Needs settle, reclaim.
 --
 -- ARGV: names, at most 200. Returns {'ok', number of bindings removed}.
-local meta = call('HMGET', META, 'schema', 'holds', 'order', 'cooldown')
-local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
+local _, refused = read_settings()
 if refused then return refused end
 local removed, changed = 0, {}
 for _, name in ipairs(ARGV) do

@@ -2,8 +2,7 @@
 -- Needs settle.
 --
 -- ARGV: cause ('' = every one), then at most 200 resources. Returns {'ok', number of resources that had such a mark}.
-local meta = call('HMGET', META, 'schema', 'holds', 'order', 'cooldown')
-local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
+local _, refused = read_settings()
 if refused then return refused end
 assure()
 local cause, changed = ARGV[1], {}

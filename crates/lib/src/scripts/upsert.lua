@@ -1,24 +1,23 @@
 -- Declares items for one origin: adds them, or replaces their facts. Needs settle, origins.
 --
--- ARGV: origin, ticket ('' = none), then n times (at most 200): resource, priority (4 digits), position (10 digits; '' = behind all
--- others), facts (JSON, or '').
+-- ARGV: origin, ticket ('' = none), time to live (ms; 0 = none): what is not declared again by then leaves; then n times
+-- (at most 200): resource, priority (4 digits), position (10 digits; '' = behind all others), facts (JSON, or '').
 -- Returns {'ok', added, updated} or {'superseded'}.
-local meta = call('HMGET', META, 'schema', 'holds', 'order', 'cooldown', 'hold_until', 'next_position')
-local refused = read_settings(meta[1], meta[2], meta[3], meta[4])
+local meta, refused = read_settings('hold_until', 'next_position')
 if refused then return refused end
-local origin, ticket = ARGV[1], ARGV[2]
+local origin, ticket, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if superseded(origin, ticket) then return { 'superseded' } end
 
-local n = (#ARGV - 2) / 4
+local n = (#ARGV - 3) / 4
 local named = {}
-for i = 1, n do named[i] = ARGV[4 * i - 1] end
+for i = 1, n do named[i] = ARGV[4 * i] end
 local old = call('HMGET', ITEMS, unpack(named))
 local own_json = '["' .. origin .. '"]'
 local own = format('%04d', #own_json) .. own_json
-local position = tonumber(meta[6] or 0)
-local added, updated, changed, writes, fresh, seen = 0, 0, {}, {}, {}, {}
+local position = tonumber(meta[SETTINGS + 2] or 0)
+local added, updated, changed, before, writes, fresh, seen = 0, 0, {}, {}, {}, {}, {}
 for i, resource in ipairs(named) do
-  local priority, place, facts = ARGV[4 * i], ARGV[4 * i + 1], ARGV[4 * i + 2]
+  local priority, place, facts = ARGV[4 * i + 1], ARGV[4 * i + 2], ARGV[4 * i + 3]
   local record = seen[resource] or old[i]
   local head = place
   if place == '' then
@@ -47,22 +46,41 @@ for i, resource in ipairs(named) do
       added = added + 1
       fresh[#fresh + 1] = resource
     end
-    if not seen[resource] then changed[#changed + 1] = resource end
+    if not seen[resource] then
+      changed[#changed + 1] = resource
+      before[#changed] = old[i]
+    end
     seen[resource] = new
     -- What comes without a position goes behind all that are there.
     position = math.max(position, math.min(tonumber(sub(new, 5, 14)) + 1, 9999999999))
   end
 end
+if ttl > 0 or call('ZCARD', MISSING) > 0 then
+  assure()
+  for _, resource in ipairs(named) do
+    if ttl > 0 then
+      call('ZADD', MISSING, format('%.0f', NOW + ttl), origin .. '\0' .. resource)
+    else
+      call('ZREM', MISSING, origin .. '\0' .. resource)
+    end
+    -- It is back while someone holds it still.
+    call('ZREM', MISSING, '\0' .. resource)
+  end
+end
 if #changed == 0 then return { 'ok', 0, 0 } end
 assure()
+-- Its labels may be others from now on.
+if INDEXES then leave_labels(changed, before, call('ZMSCORE', FREE, unpack(changed))) end
 for k, resource in ipairs(changed) do writes[2 * k - 1], writes[2 * k] = resource, seen[resource] end
 call('HSET', ITEMS, unpack(writes))
-if position > tonumber(meta[6] or 0) then call('HSET', META, 'next_position', format('%d', position)) end
+if position > tonumber(meta[SETTINGS + 2] or 0) then call('HSET', META, 'next_position', format('%d', position)) end
 if ticket == '' then forget_digest(origin) end
 -- Redis lost this pool while leases that it no longer knows were held: what comes back waits until they are over.
-local hold = tonumber(meta[5] or 0)
-if #fresh > 0 and (hold == -1 or hold > NOW) then
-  for _, resource in ipairs(fresh) do mark(resource, 'recovery', hold, 'the pool lost its data while leases were held') end
+local hold_until = tonumber(meta[SETTINGS + 1] or 0)
+if #fresh > 0 and (hold_until == -1 or hold_until > NOW) then
+  for _, resource in ipairs(fresh) do
+    mark(resource, 'recovery', hold_until, 'the pool lost its data while leases were held')
+  end
   recount_holds()
 end
 resettle(changed)

@@ -74,7 +74,7 @@ impl Pool {
         let mut plain = ask.n;
         if let Some(name) = ask.bind {
             plain -= 1;
-            rebind = self.serve(name, &mut taken, seen);
+            rebind = self.serve(name, &mut taken, seen, false);
         }
         let named = taken.len();
         self.take_next(plain, &mut taken, seen);
@@ -143,7 +143,7 @@ impl Pool {
     }
 
     /// Serves a request with a binding name; whether the name is bound to what it got.
-    fn serve(&mut self, name: Name, taken: &mut Vec<Name>, seen: &[Name]) -> bool {
+    fn serve(&mut self, name: Name, taken: &mut Vec<Name>, seen: &[Name], reclaimed: bool) -> bool {
         if self.bindings.get(name).is_some_and(|binding| is_over(binding.expires, self.now())) {
             self.end_binding(name, true);
         }
@@ -173,6 +173,11 @@ impl Pool {
             Err(in_the_way) => in_the_way,
         };
         if binding.required {
+            // Whatever is over may be in its way, the binding itself too.
+            if !reclaimed {
+                self.reclaim(16);
+                return self.serve(name, taken, seen, true);
+            }
             self.did("malloc waits for its reserved resource");
             return false;
         }

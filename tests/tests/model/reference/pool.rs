@@ -300,6 +300,7 @@ impl Pool {
                 reserved: spots(|spot| matches!(spot, Spot::Reserved)),
                 draining: self.leases.keys().filter(|key| !self.items.contains_key(*key)).count() as u64,
                 bindings: self.bindings.len() as u64,
+                ..Counts::default()
             },
             counters: self.counters,
             longest: self.longest,

@@ -7,14 +7,25 @@ use std::{
 
 use redis_allocator::{
     CLOCK_SLACK, Client, Error, Hold, Invariant, Longest, Permissions, Place, PoolInfo, PoolName, ResourceState,
-    Violation,
+    SessionInfo, Timestamp, Violation, WaiterInfo,
 };
 
 use super::finding::Finding;
 use crate::reconcile::SYSTEM_NAMESPACE;
 
-/// How long after its end a lease is reclaimed at the latest where an agent collects.
+/// How long after its end a lease, a session or a waiter is reclaimed at the latest where an agent collects.
 const OVERDUE: Duration = Duration::from_mins(1);
+/// How many waiters are looked at: dead ones that are in anybody's way are among the first.
+const WAITERS: u32 = 200;
+
+/// What was read of a pool.
+struct Seen {
+    info: PoolInfo,
+    resources: Vec<ResourceState>,
+    violations: Vec<Violation>,
+    waiters: Vec<WaiterInfo>,
+    sessions: Vec<SessionInfo>,
+}
 
 /// All that is found about these pools, or about all there are.
 ///
@@ -37,21 +48,23 @@ pub(super) async fn examine(client: &Client, named: Vec<PoolName>) -> Result<Vec
     };
     // The user's permissions are much the same for all pools: those of the first one stand for them.
     let example = pools.first().cloned().map_or_else(|| "doctor".parse(), Ok)?;
-    findings.push(permissions(client.address(), &example, client.permissions(&example).await));
+    findings.extend(permissions(client.address(), &example, client.permissions(&example).await));
     let mut managers = BTreeMap::<String, Vec<PoolName>>::new();
     for name in &pools {
         let pool = client.pool(name.as_str())?;
         let looked = async {
             // The resources first: what is granted meanwhile may be the longest lease ever.
             let resources = pool.snapshot().await?;
+            let waiters = pool.waiters(0, WAITERS).await?.waiters;
+            let sessions = pool.sessions().await?;
             let info = pool.info().await?;
             let violations = pool.check().await?;
-            Ok::<_, Error>((info, resources, violations))
+            Ok::<_, Error>(Seen { info, resources, violations, waiters, sessions })
         };
         match looked.await {
-            Ok((info, resources, violations)) => {
-                findings.extend(judge(&info, &resources, &violations));
-                if let Some(manager) = &info.manager {
+            Ok(seen) => {
+                findings.extend(judge(&seen));
+                if let Some(manager) = &seen.info.manager {
                     managers.entry(manager.clone()).or_default().push(name.clone());
                 }
             }
@@ -93,28 +106,41 @@ fn unreadable(name: &PoolName, error: &Error) -> Finding {
     }
 }
 
-fn permissions(address: &str, pool: &PoolName, asked: Result<Permissions, Error>) -> Finding {
+fn permissions(address: &str, pool: &PoolName, asked: Result<Permissions, Error>) -> Vec<Finding> {
     const CHECK: &str = "permissions";
     const MEND: &str = "give the user the rights that docs/operations.md lists under Access control";
-    match asked {
+    let Permissions { denied_leasing, denied_waking, channels, denied_managing } = match asked {
+        Ok(permissions) => permissions,
         Err(error) => {
             let found = format!("this user can't run scripts on pool {pool}: {error}");
-            Finding::error(CHECK, address, found, MEND)
+            return vec![Finding::error(CHECK, address, found, MEND)];
         }
-        Ok(Permissions { denied_leasing, .. }) if !denied_leasing.is_empty() => {
-            let found = format!("this user can't lease from pool {pool}: denied {}", denied_leasing.join(", "));
-            Finding::error(CHECK, address, found, MEND)
-        }
-        Ok(Permissions { denied_managing, .. }) if !denied_managing.is_empty() => {
-            let found = format!("this user can lease, but not run an agent: denied {}", denied_managing.join(", "));
-            Finding::warning(CHECK, address, found, format!("nothing, if it is a workload's; else {MEND}"))
-        }
-        Ok(_) => Finding::ok(CHECK, address, "all that workloads and agents need"),
+    };
+    let mut findings = Vec::new();
+    if !denied_leasing.is_empty() {
+        let found = format!("this user can't lease from pool {pool}: denied {}", denied_leasing.join(", "));
+        findings.push(Finding::error(CHECK, address, found, MEND));
+    } else if !denied_managing.is_empty() {
+        let found = format!("this user can lease, but not run an agent: denied {}", denied_managing.join(", "));
+        findings.push(Finding::warning(CHECK, address, found, format!("nothing, if it is a workload's; else {MEND}")));
     }
+    if !denied_waking.is_empty() {
+        let found = format!(
+            "this user can't wake those who wait for what it frees, or be woken: denied {}; they look once a second instead",
+            denied_waking.join(", ")
+        );
+        let mend = format!("add +publish +subscribe +ping &{channels} to the user's rules (ACL SETUSER)");
+        findings.push(Finding::warning("waking", address, found, mend));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, address, "all that workloads and agents need"));
+    }
+    findings
 }
 
 /// What is found of a pool that can be read.
-fn judge(info: &PoolInfo, resources: &[ResourceState], violations: &[Violation]) -> Vec<Finding> {
+fn judge(seen: &Seen) -> Vec<Finding> {
+    let Seen { info, resources, violations, .. } = seen;
     let subject = info.name.as_str();
     let mut findings = Vec::new();
     let mut broken = BTreeMap::<Invariant, BTreeSet<&str>>::new();
@@ -131,10 +157,9 @@ fn judge(info: &PoolInfo, resources: &[ResourceState], violations: &[Violation])
         ));
     }
     let now = info.now.as_millis();
-    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let ends = resources.iter().filter_map(|resource| match &resource.place {
-        Place::Leased(lease) => Some((resource.key.as_str(), lease.expires_at?.as_millis())),
-        _ => None,
+    let ends = resources.iter().flat_map(|resource| {
+        let ends = resource.holders.iter().filter_map(|lease| Some(lease.expires_at?.as_millis()));
+        ends.map(|end| (resource.key.as_str(), end))
     });
     let overdue: Vec<_> = ends.clone().filter(|(_, end)| end + millis(CLOCK_SLACK + OVERDUE) < now).collect();
     // Nobody collects the lead of an agent that was killed, and the next one finds it.
@@ -152,6 +177,7 @@ fn judge(info: &PoolInfo, resources: &[ResourceState], violations: &[Violation])
             "run an agent, which collects; without one they are reclaimed when nothing else is free",
         ));
     }
+    findings.extend(the_dead(seen));
     if let Longest::For(longest) = info.longest {
         let latest = now.saturating_add(millis(longest)).saturating_add(millis(CLOCK_SLACK));
         let far: Vec<_> = ends.filter(|(_, end)| *end > latest).collect();
@@ -197,6 +223,45 @@ fn judge(info: &PoolInfo, resources: &[ResourceState], violations: &[Violation])
         ));
     }
     findings
+}
+
+/// Who died and is not buried: nobody collects, and nobody asks for anything.
+fn the_dead(seen: &Seen) -> Vec<Finding> {
+    const MEND: &str = "run an agent, which collects; without one they go when somebody asks the pool for a resource";
+    let subject = seen.info.name.as_str();
+    // In seconds, beyond what it takes where somebody collects.
+    let since = |until: Timestamp| {
+        let latest = until.as_millis().saturating_add(millis(CLOCK_SLACK + OVERDUE));
+        let now = seen.info.now.as_millis();
+        (latest < now).then(|| now.saturating_sub(until.as_millis()) / 1000)
+    };
+    let mut findings = Vec::new();
+    let waiters: Vec<_> = seen.waiters.iter().filter_map(|waiter| Some((waiter, since(waiter.alive_until)?))).collect();
+    if let Some((first, seconds)) = waiters.first() {
+        let found = format!(
+            "dead callers among the first {WAITERS} in line: {}, {} of {} for {seconds} s",
+            waiters.len(),
+            first.id,
+            first.owner
+        );
+        findings.push(Finding::warning("waiters", subject, found, MEND));
+    }
+    let sessions = seen.sessions.iter().filter(|session| !session.alive && session.leases > 0);
+    let sessions: Vec<_> = sessions.filter_map(|session| Some((session, since(session.until)?))).collect();
+    if let Some((first, seconds)) = sessions.first() {
+        let leases: u64 = sessions.iter().map(|(session, _)| session.leases).sum();
+        let found = format!(
+            "dead sessions whose leases have not ended: {}, with {leases} leases, {} for {seconds} s",
+            sessions.len(),
+            first.id
+        );
+        findings.push(Finding::warning("sessions", subject, found, MEND));
+    }
+    findings
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Whether an agent leads for each identity that manages pools. Those of Kubernetes lead by a Lease there.
@@ -250,19 +315,25 @@ mod tests {
     use crate::cli::doctor::finding::Level;
 
     #[test]
-    fn a_user_that_leases_need_not_manage() {
+    fn a_user_that_leases_need_neither_manage_nor_wake() {
         let pool: PoolName = "gpus".parse().unwrap();
-        let judged = |asked| permissions("a:1", &pool, asked).level;
-        assert_eq!(judged(Ok(Permissions::default())), Level::Ok);
+        let judged = |asked| {
+            let found = permissions("a:1", &pool, asked).into_iter();
+            found.map(|finding| (finding.check, finding.level)).collect::<Vec<_>>()
+        };
+        assert_eq!(judged(Ok(Permissions::default())), [("permissions", Level::Ok)]);
         let denied = vec!["HSET ra:{default/gpus}:meta".to_owned()];
-        assert_eq!(
-            judged(Ok(Permissions { denied_managing: denied.clone(), ..Permissions::default() })),
-            Level::Warning
-        );
-        let all = Permissions { denied_leasing: denied.clone(), denied_managing: denied };
-        assert_eq!(judged(Ok(all)), Level::Error);
+        let workload = Permissions { denied_managing: denied.clone(), ..Permissions::default() };
+        assert_eq!(judged(Ok(workload.clone())), [("permissions", Level::Warning)]);
+        let nothing = Permissions { denied_leasing: denied.clone(), ..workload.clone() };
+        assert_eq!(judged(Ok(nothing)), [("permissions", Level::Error)]);
         let refused = Error::Server { operation: "x", subject: "x".to_owned(), message: "NOPERM".to_owned() };
-        assert_eq!(judged(Err(refused)), Level::Error);
+        assert_eq!(judged(Err(refused)), [("permissions", Level::Error)]);
+
+        let mute = Permissions { denied_waking: denied, channels: "ra:wake:*".to_owned(), ..workload };
+        let found = permissions("a:1", &pool, Ok(mute));
+        assert_eq!((found[1].check, found[1].level), ("waking", Level::Warning));
+        assert!(found[1].mend.as_ref().unwrap().contains("&ra:wake:*"), "{found:?}");
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! What `get` asks: the server about pools and what is in them, the agent's state directory about conditions. It must
 //! not know how anything is printed.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use anyhow::Result;
 use jiff::Timestamp;
-use redis_allocator::{Binding, Client, Error, Hold, LeaseInfo, Mark, Place, Pool, PoolInfo, PoolName, ResourceState};
+use redis_allocator::{
+    Binding, Client, Error, Hold, LeaseInfo, Mark, Origin, Place, Pool, PoolInfo, PoolName, ResourceState,
+};
+use redis_allocator_crd::SourceStatus;
 
 use super::view::{
-    BindingView, CountersView, CountsView, HoldView, HolderView, LeaseView, MarkView, PoolView, ResourceView, State,
-    UNKNOWN,
+    BindingView, CountersView, CountsView, HoldView, HolderView, LeaseView, MarkView, PoolView, ResourceView,
+    SourceView, State, UNKNOWN,
 };
 use crate::{
     reconcile::SYSTEM_NAMESPACE,
@@ -56,8 +59,12 @@ impl Scope {
 
     /// Asks each pool. One that was deleted since it was listed is passed over.
     /// One of several that can't be read does not hide the others, unless it is the server that does not answer.
-    async fn each<T>(&self, client: &Client, ask: impl AsyncFn(Pool) -> Result<Vec<T>, Error>) -> Result<Found<T>> {
-        let mut found = Found { rows: Vec::new(), unread: Vec::new() };
+    pub(super) async fn each<T>(
+        &self,
+        client: &Client,
+        ask: impl AsyncFn(Pool) -> Result<Vec<T>, Error>,
+    ) -> Result<Found<T>> {
+        let mut found = Found { rows: Vec::new(), unread: Vec::new(), notes: Vec::new() };
         for name in self.pools(client).await? {
             match ask(client.pool(name.as_str())?).await {
                 Ok(rows) => found.rows.extend(rows),
@@ -76,6 +83,8 @@ pub(super) struct Found<T> {
     pub(super) rows: Vec<T>,
     /// The pools that could not be read, and why.
     pub(super) unread: Vec<(PoolName, Error)>,
+    /// What the reader should know of what is listed.
+    pub(super) notes: Vec<String>,
 }
 
 /// A kind of thing that can be listed.
@@ -117,12 +126,18 @@ impl Fetch for LeaseView {
     const PLURAL: &'static str = "leases";
 
     async fn fetch(client: &Client, scope: &Scope, name: Option<&str>, _: Option<&StateDir>) -> Result<Found<Self>> {
-        scope
+        let found = scope
             .each(client, async |pool| {
                 let states = resources(&pool, name).await?;
-                Ok(states.into_iter().filter_map(|state| lease_view(pool.name(), state)).collect())
+                Ok(states.into_iter().map(|state| Leases::new(pool.name(), state)).collect())
             })
-            .await
+            .await?;
+        let mut leases = Found { rows: Vec::new(), unread: found.unread, notes: Vec::new() };
+        for Leases { listed, note } in found.rows {
+            leases.rows.extend(listed);
+            leases.notes.extend(note);
+        }
+        Ok(leases)
     }
 }
 
@@ -155,6 +170,30 @@ impl Fetch for BindingView {
     }
 }
 
+impl Fetch for SourceView {
+    const KIND: &'static str = "source";
+    const PLURAL: &'static str = "sources";
+
+    async fn fetch(
+        client: &Client,
+        scope: &Scope,
+        name: Option<&str>,
+        state: Option<&StateDir>,
+    ) -> Result<Found<Self>> {
+        let status = status(state);
+        scope
+            .each(client, async |pool| {
+                let info = pool.info().await?;
+                // What an agent wrote about a pool of the same name on another server is none of this pool's business.
+                let about = status.as_ref().filter(|status| info.manager.as_ref() == Some(&status.manager));
+                let said = about.map_or(&[][..], |status| status.pool_sources(&info.name));
+                let views = source_views(&info, said).into_iter();
+                Ok(views.filter(|view| name.is_none_or(|name| view.name == name)).collect())
+            })
+            .await
+    }
+}
+
 /// What an agent on this machine wrote. A state directory that can't be read costs the conditions, not the list.
 fn status(state: Option<&StateDir>) -> Option<StatusFile> {
     let state = state?;
@@ -172,8 +211,9 @@ fn status(state: Option<&StateDir>) -> Option<StatusFile> {
     Some(status)
 }
 
-/// Makes every condition one that nobody vouches for any more.
+/// Makes every condition one that nobody vouches for any more; of sources, the server has the numbers.
 fn doubt(status: &mut StatusFile, reason: &str, why: &str) {
+    status.pools.iter_mut().for_each(|report| report.status.sources.clear());
     let pools = status.pools.iter_mut().flat_map(|report| &mut report.status.conditions);
     let bindings = status.bindings.iter_mut().flat_map(|report| &mut report.status.conditions);
     for condition in pools.chain(bindings) {
@@ -191,7 +231,7 @@ async fn resources(pool: &Pool, name: Option<&str>) -> Result<Vec<ResourceState>
 }
 
 /// A point in time by the server's clock; one that no calendar has is the last one.
-fn time(at: redis_allocator::Timestamp) -> Timestamp {
+pub(super) fn time(at: redis_allocator::Timestamp) -> Timestamp {
     i64::try_from(at.as_millis()).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
 }
 
@@ -214,6 +254,8 @@ fn pool_view(info: PoolInfo, status: Option<&StatusFile>) -> PoolView {
             reserved: counts.reserved,
             draining: counts.draining,
             bindings: counts.bindings,
+            waiting: counts.waiting,
+            sessions: counts.sessions,
         },
         counters: CountersView {
             granted: counters.granted,
@@ -231,14 +273,43 @@ fn pool_view(info: PoolInfo, status: Option<&StatusFile>) -> PoolView {
     }
 }
 
+/// Those that the server has resources of, and those that the agent says something of.
+fn source_views(info: &PoolInfo, said: &[SourceStatus]) -> Vec<SourceView> {
+    let in_redis = info.origins.keys().filter_map(|origin| match origin {
+        Origin::Source(name) => Some(name.as_str()),
+        _ => None,
+    });
+    let names: BTreeSet<&str> = in_redis.chain(said.iter().map(|source| source.name.as_str())).collect();
+    let view = |name: &str| {
+        let counted = info.origins.get(&Origin::Source(name.to_owned()));
+        let said = said.iter().find(|source| source.name == name);
+        SourceView {
+            namespace: info.name.namespace().to_owned(),
+            pool: info.name.name().to_owned(),
+            name: name.to_owned(),
+            items: counted.map_or(0, |counted| counted.count),
+            peak: counted.map_or(0, |counted| counted.peak),
+            state: said.map(|source| source.state),
+            last_success: said.and_then(|source| source.last_success.as_ref()).map(|time| time.0),
+            message: said.map(|source| source.message.clone()).unwrap_or_default(),
+        }
+    };
+    names.into_iter().map(view).collect()
+}
+
 fn resource_view(pool: &PoolName, resource: ResourceState) -> ResourceView {
     let (state, since, lease, quarantined_until) = match resource.place {
         Place::Free { since } => (State::Free, since.map(time), None, None),
         Place::Leased(lease) => {
-            let state = if resource.declared { State::Leased } else { State::Draining };
+            let state = match (resource.declared, lease.offered) {
+                (false, _) => State::Draining,
+                (true, true) => State::Offered,
+                (true, false) => State::Leased,
+            };
             (state, Some(time(lease.granted_at)), Some(holder_view(lease)), None)
         }
         Place::Quarantined { until } => (State::Quarantined, None, None, until.map(time)),
+        Place::Full => (if resource.declared { State::Full } else { State::Draining }, None, None, None),
         Place::Reserved => (State::Reserved, None, None, None),
         Place::Nowhere => (State::Nowhere, None, None, None),
     };
@@ -249,6 +320,7 @@ fn resource_view(pool: &PoolName, resource: ResourceState) -> ResourceView {
         state,
         since,
         lease,
+        holders: resource.holder_count,
         quarantined_until,
         marks: resource.marks.into_iter().map(mark_view).collect(),
         reserved_for: resource.reserved_for.map(Into::into),
@@ -263,24 +335,42 @@ fn mark_view(mark: Mark) -> MarkView {
     MarkView { cause: mark.cause.to_string(), reason: mark.reason, until: mark.until.map(time) }
 }
 
-fn lease_view(pool: &PoolName, resource: ResourceState) -> Option<LeaseView> {
-    let Place::Leased(lease) = resource.place else { return None };
-    Some(LeaseView {
-        namespace: pool.namespace().to_owned(),
-        pool: pool.name().to_owned(),
-        resource: resource.key.into(),
-        holder: holder_view(lease),
-        draining: !resource.declared,
-    })
+/// The leases of one resource.
+struct Leases {
+    listed: Vec<LeaseView>,
+    /// That there are more.
+    note: Option<String>,
+}
+
+impl Leases {
+    fn new(pool: &PoolName, resource: ResourceState) -> Self {
+        let ResourceState { key, declared, mut holders, holder_count, place, .. } = resource;
+        let is_shared = !matches!(place, Place::Leased(_));
+        let listed = holders.len();
+        let note = (u64::try_from(listed).is_ok_and(|listed| listed < holder_count))
+            .then(|| format!("{key} of pool {pool}: {listed} of its {holder_count} leases are listed"));
+        holders.sort_by_key(|lease| lease.token);
+        let view = |lease: LeaseInfo| LeaseView {
+            namespace: pool.namespace().to_owned(),
+            pool: pool.name().to_owned(),
+            resource: key.to_string(),
+            id: if is_shared { format!("{key}\0{}", lease.token) } else { key.to_string() },
+            holder: holder_view(lease),
+            draining: !declared,
+        };
+        Self { listed: holders.into_iter().map(view).collect(), note }
+    }
 }
 
 fn holder_view(lease: LeaseInfo) -> HolderView {
     HolderView {
         owner: lease.owner,
         binding: lease.binding.map(Into::into),
+        session: lease.session,
         fencing_token: lease.token,
         granted_at: time(lease.granted_at),
         expires_at: lease.expires_at.map(time),
+        offered: lease.offered,
     }
 }
 

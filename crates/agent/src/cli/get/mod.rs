@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`fetch`] | what is asked of the server and of the agent's state directory |
 //! | [`view`] | one printed thing of each kind, and its columns |
+//! | [`callers`] | the same of those who wait in line, and of sessions |
 //! | [`output`] | rows as a table, JSON or YAML |
 //! | [`age`] | points in time as ages |
 
 mod age;
+mod callers;
 mod fetch;
 mod output;
 mod view;
@@ -24,9 +26,10 @@ use redis_allocator::{Error, PoolName};
 use tokio::time::sleep;
 
 use self::{
+    callers::{SessionView, WaiterView},
     fetch::{Fetch, Found, Scope},
     output::{Format, Printer, Row, closed},
-    view::{BindingView, LeaseView, PoolView, ResourceView},
+    view::{BindingView, LeaseView, PoolView, ResourceView, SourceView},
 };
 use super::server::{NamespaceArgs, ServerArgs};
 
@@ -39,6 +42,7 @@ Examples:
   redis-allocator get leases -A                     who holds what, everywhere
   redis-allocator get resources gpus -o wide        every resource of the pool gpus, with labels and origins
   redis-allocator get resources gpus gpu-0 -o json  one of them, with everything known about it
+  redis-allocator get waiters gpus                  who waits for what, in turn
   redis-allocator get leases gpus --watch           … and then each change";
 
 /// What `get` takes.
@@ -52,7 +56,8 @@ pub(crate) struct GetArgs {
     /// The pool, as NAME or NAMESPACE/NAME [default: all pools of the namespace].
     pool: Option<String>,
 
-    /// The one resource, or binding, of that pool [default: all].
+    /// The one resource, binding or source of that pool, its waiters of this holder, its sessions of this name [default:
+    /// all].
     name: Option<String>,
 
     #[command(flatten)]
@@ -88,6 +93,15 @@ enum What {
     /// Soft bindings: which name has which resource.
     #[value(alias = "binding")]
     Bindings,
+    /// Sources: how many resources each brings, and what is wrong with it, as an agent on this machine says.
+    #[value(alias = "source")]
+    Sources,
+    /// Waiters: who waits in line for what, since when, and how many are before it.
+    #[value(alias = "waiter")]
+    Waiters,
+    /// Sessions: which are alive, which have died within the last hour, how many leases each has.
+    #[value(alias = "session")]
+    Sessions,
 }
 
 pub(crate) async fn run(args: GetArgs) -> Result<ExitCode> {
@@ -96,6 +110,9 @@ pub(crate) async fn run(args: GetArgs) -> Result<ExitCode> {
         What::Resources => print::<ResourceView>(&args).await,
         What::Leases => print::<LeaseView>(&args).await,
         What::Bindings => print::<BindingView>(&args).await,
+        What::Sources => print::<SourceView>(&args).await,
+        What::Waiters => print::<WaiterView>(&args).await,
+        What::Sessions => print::<SessionView>(&args).await,
     };
     match printed {
         Err(error) if closed(&error) => Ok(ExitCode::SUCCESS),
@@ -125,7 +142,7 @@ async fn print<T: Row + Fetch>(args: &GetArgs) -> Result<ExitCode> {
     let state = args.server.state_dir().ok();
     let fetch = async || T::fetch(&client, &scope, args.name.as_deref(), state.as_ref()).await;
 
-    let Found { mut rows, unread } = fetch().await?;
+    let Found { mut rows, unread, notes } = fetch().await?;
     let mut printer = Printer::new(BufWriter::new(io::stdout()), args.output, args.all_namespaces);
     match rows.as_slice() {
         [] if single.is_some() && !args.watch => {
@@ -140,6 +157,9 @@ async fn print<T: Row + Fetch>(args: &GetArgs) -> Result<ExitCode> {
     }
     printer.flush()?;
     let mut unread = tell(unread, &[]);
+    for note in notes {
+        let _ = writeln!(io::stderr(), "note: {note}");
+    }
     if !args.watch {
         return Ok(if unread.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
@@ -147,7 +167,7 @@ async fn print<T: Row + Fetch>(args: &GetArgs) -> Result<ExitCode> {
     loop {
         sleep(LOOK).await;
         match fetch().await {
-            Ok(Found { rows: mut newer, unread: now_unread }) => {
+            Ok(Found { rows: mut newer, unread: now_unread, notes: _ }) => {
                 reachable = true;
                 // What can't be read is not gone.
                 let is_unread = |row: &T| {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use redis_allocator_crd::SourceState;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -50,6 +51,10 @@ pub(super) struct CountsView {
     pub(super) reserved: u64,
     pub(super) draining: u64,
     pub(super) bindings: u64,
+    /// Callers that wait in line.
+    pub(super) waiting: u64,
+    /// Sessions that are alive.
+    pub(super) sessions: u64,
 }
 
 /// What happened in a pool since it was created.
@@ -97,21 +102,25 @@ impl Row for PoolView {
         "LEASED",
         "QUARANTINED",
         "RESERVED",
+        "WAITING",
         "READY",
         "STATUS",
         "DRAINING",
         "BINDINGS",
+        "SESSIONS",
         "GRANTED",
         "EXPIRED",
         "ORDER",
         "MANAGER",
     ];
-    const WIDE_COLUMNS: usize = 6;
+    const WIDE_COLUMNS: usize = 7;
 
     fn cells(&self, _now: Timestamp) -> Vec<String> {
-        let CountsView { total, free, leased, quarantined, reserved, draining, bindings } = self.counts;
-        let counts = [total, free, leased, quarantined, reserved].map(|count| count.to_string());
-        let more = [draining, bindings, self.counters.granted, self.counters.expired].map(|count| count.to_string());
+        let CountsView { total, free, leased, quarantined, reserved, draining, bindings, waiting, sessions } =
+            self.counts;
+        let counts = [total, free, leased, quarantined, reserved, waiting].map(|count| count.to_string());
+        let more =
+            [draining, bindings, sessions, self.counters.granted, self.counters.expired].map(|count| count.to_string());
         [self.name.clone()]
             .into_iter()
             .chain(counts)
@@ -137,6 +146,10 @@ pub(super) enum State {
     Leased,
     /// Leased, and no longer declared: gone when the lease ends.
     Draining,
+    /// Offered to a caller in line, who has not claimed it yet.
+    Offered,
+    /// Of a shared pool: as many hold it as may.
+    Full,
     Quarantined,
     /// Kept for the one name of a Required binding.
     Reserved,
@@ -154,7 +167,10 @@ pub(super) struct ResourceView {
     pub(super) state: State,
     /// Since when it is free or leased.
     pub(super) since: Option<Timestamp>,
+    /// Who has it; absent for one of a shared pool, which may have many holders.
     pub(super) lease: Option<HolderView>,
+    /// How many have it.
+    pub(super) holders: u64,
     /// When a quarantine ends; absent if it does not end by itself, or there is none.
     pub(super) quarantined_until: Option<Timestamp>,
     /// Why it is, or will be once its lease has ended, held back.
@@ -172,10 +188,23 @@ pub(super) struct ResourceView {
 pub(super) struct HolderView {
     pub(super) owner: String,
     pub(super) binding: Option<String>,
+    /// The session that the lease is part of.
+    pub(super) session: Option<String>,
     pub(super) fencing_token: u64,
     pub(super) granted_at: Timestamp,
-    /// Absent for a lease that never expires.
+    /// Absent for a lease that never expires, or ends with its session.
     pub(super) expires_at: Option<Timestamp>,
+    /// Whether a caller in line has yet to claim it.
+    pub(super) offered: bool,
+}
+
+impl HolderView {
+    fn until(&self, now: Timestamp) -> String {
+        match (self.expires_at, &self.session) {
+            (None, Some(_)) => "with session".to_owned(),
+            (end, _) => until(end, now),
+        }
+    }
 }
 
 /// One reason to hold a resource back.
@@ -190,7 +219,7 @@ pub(super) struct MarkView {
 impl ResourceView {
     fn until(&self, now: Timestamp) -> String {
         match (&self.lease, self.state) {
-            (Some(lease), _) => until(lease.expires_at, now),
+            (Some(lease), _) => lease.until(now),
             (None, State::Quarantined) => until(self.quarantined_until, now),
             _ => String::new(),
         }
@@ -205,10 +234,12 @@ impl ResourceView {
     }
 
     fn holder(&self) -> String {
-        match (&self.lease, &self.reserved_for) {
-            (Some(lease), _) => lease.owner.clone(),
-            (None, Some(name)) => format!("({name})"),
-            (None, None) => String::new(),
+        match (&self.lease, &self.reserved_for, self.holders) {
+            (Some(lease), ..) => lease.owner.clone(),
+            (None, Some(name), _) => format!("({name})"),
+            (None, None, 0) => String::new(),
+            (None, None, 1) => "1 holder".to_owned(),
+            (None, None, many) => format!("{many} holders"),
         }
     }
 }
@@ -255,15 +286,28 @@ pub(super) struct LeaseView {
     pub(super) namespace: String,
     pub(super) pool: String,
     pub(super) resource: String,
+    /// What tells it from others: the resource, which may have several holders in a shared pool.
+    #[serde(skip)]
+    pub(super) id: String,
     #[serde(flatten)]
     pub(super) holder: HolderView,
     /// Whether the resource is no longer declared.
     pub(super) draining: bool,
 }
 
+impl LeaseView {
+    fn state(&self) -> State {
+        match (self.holder.offered, self.draining) {
+            (true, _) => State::Offered,
+            (false, true) => State::Draining,
+            (false, false) => State::Leased,
+        }
+    }
+}
+
 impl Row for LeaseView {
     const COLUMNS: &'static [&'static str] =
-        &["POOL", "RESOURCE", "HOLDER", "BINDING", "SINCE", "UNTIL", "TOKEN", "DRAINING"];
+        &["POOL", "RESOURCE", "HOLDER", "BINDING", "SINCE", "UNTIL", "STATE", "TOKEN", "SESSION"];
     const WIDE_COLUMNS: usize = 2;
 
     fn cells(&self, now: Timestamp) -> Vec<String> {
@@ -273,9 +317,10 @@ impl Row for LeaseView {
             self.holder.owner.clone(),
             self.holder.binding.clone().unwrap_or_default(),
             since(self.holder.granted_at, now),
-            until(self.holder.expires_at, now),
+            self.holder.until(now),
+            format!("{:?}", self.state()),
             self.holder.fencing_token.to_string(),
-            self.draining.to_string(),
+            self.holder.session.clone().unwrap_or_default(),
         ]
     }
 
@@ -284,7 +329,7 @@ impl Row for LeaseView {
     }
 
     fn id(&self) -> (&str, &str, &str) {
-        (&self.namespace, &self.pool, &self.resource)
+        (&self.namespace, &self.pool, &self.id)
     }
 }
 
@@ -332,6 +377,49 @@ impl Row for BindingView {
                 .filter(|condition| condition.status != "True")
                 .map(|condition| condition.reason.clone())
                 .unwrap_or_default(),
+        ]
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn id(&self) -> (&str, &str, &str) {
+        (&self.namespace, &self.pool, &self.name)
+    }
+}
+
+/// A source of resources: how many it brought, and how it is with it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SourceView {
+    pub(super) namespace: String,
+    pub(super) pool: String,
+    pub(super) name: String,
+    /// How many resources it last brought, as the server has it.
+    pub(super) items: u64,
+    /// The most that it brought lately: what a shrink is measured by.
+    pub(super) peak: u64,
+    /// What the agent says of it; absent without a leading agent on this machine.
+    pub(super) state: Option<SourceState>,
+    /// When it last brought what could be used, while it does not.
+    pub(super) last_success: Option<Timestamp>,
+    pub(super) message: String,
+}
+
+impl Row for SourceView {
+    const COLUMNS: &'static [&'static str] = &["POOL", "NAME", "ITEMS", "STATE", "MESSAGE", "PEAK", "LAST SUCCESS"];
+    const WIDE_COLUMNS: usize = 2;
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        vec![
+            self.pool.clone(),
+            self.name.clone(),
+            self.items.to_string(),
+            self.state.map(|state| format!("{state:?}")).unwrap_or_default(),
+            self.message.clone(),
+            self.peak.to_string(),
+            self.last_success.map(|then| since(then, now)).unwrap_or_default(),
         ]
     }
 

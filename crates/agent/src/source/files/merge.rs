@@ -108,8 +108,7 @@ impl Merger {
             }
             if let Some(old) = self.effective.get(&identity)
                 && old.object != one.object
-                && let Object::SoftBinding(binding) = &*one.object
-                && let Ok(json) = serde_json::to_value(binding)
+                && let Ok(json) = as_json(&one.object)
                 && let Err(violations) = validate_update(&old.object, &json)
             {
                 problems.extend(violations.iter().map(|violation| Problem::at(&one.location, violation.to_string())));
@@ -232,6 +231,13 @@ fn twice(second: &Declared, first: &Declared) -> Problem {
     );
     problem.also = Some((first.location.clone(), "it is declared here, too".to_owned()));
     problem
+}
+
+fn as_json(object: &Object) -> serde_json::Result<serde_json::Value> {
+    match object {
+        Object::ResourcePool(pool) => serde_json::to_value(pool),
+        Object::SoftBinding(binding) => serde_json::to_value(binding),
+    }
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ fn shortened(note: &str) -> String {
 /// What changed from one status to the next that an operator must know.
 pub(super) fn of_conditions(before: &[Condition], after: &[Condition]) -> Vec<Draft> {
     // These come and go with the cluster or by intent, for all pools at once; the status tells them.
-    const QUIET: [&str; 4] = ["Pending", "Suspended", "RedisUnavailable", "PoolNotFound"];
+    const QUIET: [&str; 5] = ["Pending", "SourcePending", "Suspended", "RedisUnavailable", "PoolNotFound"];
     let mut drafts: Vec<Draft> = Vec::new();
     for now in after {
         let old = before.iter().find(|old| old.type_ == now.type_);
@@ -84,7 +84,7 @@ pub(super) fn of_conditions(before: &[Condition], after: &[Condition]) -> Vec<Dr
             continue;
         }
         let is_bad = |condition: &Condition| match condition.type_.as_str() {
-            "Ready" | "Synced" => condition.status == "False",
+            "Ready" | "Synced" | "Discovered" => condition.status == "False",
             "Degraded" => condition.status == "True",
             _ => false,
         };

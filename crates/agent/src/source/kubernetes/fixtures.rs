@@ -156,33 +156,33 @@ pub(super) fn summary(conditions: &[Condition]) -> Vec<String> {
 }
 
 /// An API server, which answers what a test says.
-pub(super) struct ApiServer {
+pub(crate) struct ApiServer {
     requests: Handle<Request<kube::client::Body>, Response<Body>>,
 }
 
 /// A request.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(crate) struct Call {
     /// Method and path.
-    pub(super) line: String,
-    pub(super) query: BTreeMap<String, String>,
-    pub(super) content_type: String,
+    pub(crate) line: String,
+    pub(crate) query: BTreeMap<String, String>,
+    pub(crate) content_type: String,
     /// `Null` when there is none.
-    pub(super) body: Value,
+    pub(crate) body: Value,
 }
 
 /// What is answered.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Response(u16, Value),
     /// The connection breaks.
     Broken,
 }
 
-pub(super) fn ok(body: impl Serialize) -> Answer {
+pub(crate) fn ok(body: impl Serialize) -> Answer {
     Answer::Response(200, serde_json::to_value(body).unwrap())
 }
 
-pub(super) fn refused(code: u16) -> Answer {
+pub(crate) fn refused(code: u16) -> Answer {
     Answer::Response(code, failure(code))
 }
 
@@ -201,13 +201,13 @@ pub(super) fn list<const N: usize>(version: &str, items: [DynamicObject; N]) -> 
 }
 
 impl ApiServer {
-    pub(super) fn new() -> (Client, Self) {
+    pub(crate) fn new() -> (Client, Self) {
         let (service, requests) = tower_test::mock::pair();
         (Client::new(service, "default"), Self { requests })
     }
 
     /// The next request, and what awaits its answer. A request that does not come fails the test.
-    pub(super) async fn next(&mut self) -> (Call, Pending) {
+    pub(crate) async fn next(&mut self) -> (Call, Pending) {
         let request = timeout(NEVER, self.requests.next_request()).await.expect("a request is missing");
         let (request, reply) = request.expect("nobody can send requests any more");
         let (parts, body) = request.into_parts();
@@ -224,7 +224,7 @@ impl ApiServer {
     }
 
     /// Answers the requests of an act, one after the other; there must be as many. What came of the act, and the requests.
-    pub(super) async fn answer<T, const N: usize>(
+    pub(crate) async fn answer<T, const N: usize>(
         &mut self,
         act: impl Future<Output = T>,
         answers: [Answer; N],
@@ -254,10 +254,10 @@ impl ApiServer {
 }
 
 /// What awaits an answer.
-pub(super) struct Pending(SendResponse<Response<Body>>);
+pub(crate) struct Pending(SendResponse<Response<Body>>);
 
 impl Pending {
-    pub(super) fn send(self, answer: Answer) {
+    pub(crate) fn send(self, answer: Answer) {
         match answer {
             Answer::Response(code, body) => {
                 let response = Response::builder().status(code).header("content-type", "application/json");
@@ -268,7 +268,7 @@ impl Pending {
     }
 
     /// Answers with what happens from now on, until that is dropped.
-    pub(super) fn watch(self) -> Watch {
+    pub(crate) fn watch(self) -> Watch {
         let (sender, lines) = mpsc::unbounded();
         self.0.send_response(Response::new(Body::from_stream(lines)));
         Watch(sender)
@@ -276,7 +276,7 @@ impl Pending {
 }
 
 /// Tells what happens.
-pub(super) struct Watch(mpsc::UnboundedSender<Result<Bytes, Infallible>>);
+pub(crate) struct Watch(mpsc::UnboundedSender<Result<Bytes, Infallible>>);
 
 impl Watch {
     fn tell(&self, type_: &str, object: impl Serialize) {

@@ -272,10 +272,19 @@ fn read(key: &Key, object: &DynamicObject) -> Result<Object, Vec<String>> {
             "metadata.namespace: found {SYSTEM_NAMESPACE:?}, which agents use among themselves, allowed is any other one"
         ));
     }
+    // Whoever may create an object must not reach into the agent.
+    if let Object::ResourcePool(pool) = &object {
+        let files = pool.spec.sources.iter().enumerate().filter(|(_, source)| source.file.is_some());
+        violations.extend(files.map(|(index, _)| {
+            format!(
+                "spec.sources[{index}].file: found a file, allowed in Kubernetes are http, dns and kubernetes: the agent's files \
+                 are read only for manifests in files"
+            )
+        }));
+    }
     if let Object::ResourcePool(pool) = &object
         && pool.spec.health_check.as_ref().is_some_and(|check| check.exec.is_some())
     {
-        // Whoever may create an object must not reach into the agent.
         violations.push(
             "spec.healthCheck.exec: found a command, allowed in Kubernetes are httpGet and tcpSocket: commands run only \
              for manifests in files"
@@ -496,12 +505,21 @@ mod tests {
     #[test]
     fn what_only_files_may_ask_for_is_refused() {
         let exec = json!({"healthCheck": {"exec": {"command": ["true"]}}});
-        let index = index([pool("gpus").spec(exec), pool("theirs").namespace(SYSTEM_NAMESPACE)]);
+        let files = json!({"sources": [
+            {"name": "a", "dns": {"name": "h"}}, {"name": "b", "file": {"path": "/var/run/secrets/token"}},
+        ]});
+        let index =
+            index([pool("gpus").spec(exec), pool("files").spec(files), pool("theirs").namespace(SYSTEM_NAMESPACE)]);
         let refusal = |object: &DynamicObject| index.refusal(&key(object)).unwrap().message();
         let exec = refusal(&pool("gpus"));
         assert!(
             exec.starts_with("spec.healthCheck.exec: found a command, allowed in Kubernetes are httpGet"),
             "{exec}"
+        );
+        let files = refusal(&pool("files"));
+        assert!(
+            files.starts_with("spec.sources[1].file: found a file, allowed in Kubernetes are http, dns and kubernetes"),
+            "{files}"
         );
         let system = refusal(&pool("theirs").namespace(SYSTEM_NAMESPACE));
         assert!(system.starts_with("metadata.namespace: found \"redis-allocator-system\""), "{system}");

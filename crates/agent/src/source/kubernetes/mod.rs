@@ -12,7 +12,7 @@ mod controller;
 mod controller_tests;
 mod events;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 mod index;
 mod status;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use redis_allocator_crd::{ResourcePoolStatus, SoftBindingStatus};
+use redis_allocator_crd::{ResourcePoolStatus, SoftBindingStatus, SourceState};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::index::Refusal;
@@ -56,6 +56,20 @@ impl Status for ResourcePoolStatus {
     }
 
     fn fill_in(&mut self, before: &Self) {
+        // Whoever leads anew asks the sources at once, and until they answer, what was said of them is true enough.
+        for source in self.sources.iter_mut().filter(|source| source.state == SourceState::Pending) {
+            if let Some(old) = before.sources.iter().find(|old| old.name == source.name) {
+                source.clone_from(old);
+            }
+        }
+        let is_discovered = |it: &&mut Condition| it.type_ == "Discovered" && it.status == "Unknown";
+        if let Some(condition) = self.conditions.iter_mut().find(is_discovered)
+            && let Some(old) = before.conditions.iter().find(|old| old.type_ == "Discovered")
+            && self.sources.iter().all(|source| source.state != SourceState::Pending)
+        {
+            condition.clone_from(old);
+            condition.observed_generation = self.observed_generation;
+        }
         if self.incarnation.is_some() || before.incarnation.is_none() {
             return;
         }
@@ -199,6 +213,7 @@ pub(super) fn is_urgent<S: Status>(before: Option<&S>, after: &S) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use redis_allocator_crd::SourceStatus;
     use serde_json::json;
 
     use super::*;
@@ -348,6 +363,35 @@ mod tests {
         assert!(is_urgent(None, &before));
         let binding = SoftBindingStatus { resource: Some("gpu-0".to_owned()), ..Status::unknown() };
         assert!(is_urgent(Some(&binding), &SoftBindingStatus { resource: None, ..binding.clone() }));
+    }
+
+    #[test]
+    fn until_a_new_leader_has_asked_the_sources_what_was_said_of_them_stays() {
+        let source = |state, message: &str| {
+            vec![SourceStatus {
+                name: "eu".to_owned(),
+                state,
+                items: 3,
+                message: message.to_owned(),
+                ..SourceStatus::default()
+            }]
+        };
+        let said = |status: &str, reason: &str, sources| {
+            let mut said = ResourcePoolStatus { sources, ..ready() };
+            let condition = condition("Discovered", status, reason, "", SINCE);
+            said.conditions.push(serde_json::from_value(condition).unwrap());
+            said
+        };
+        let before = said("False", "SourceFailing", source(SourceState::Failing, "no answer"));
+        let mut pending = said("Unknown", "SourcePending", source(SourceState::Pending, ""));
+        assert_eq!(compose(Known { said: Some(pending.clone()), ..known(Some(&before)) }), None);
+        let fresh = said("True", "SourcesFresh", source(SourceState::Fresh, ""));
+        let written = compose(Known { said: Some(fresh.clone()), ..known(Some(&before)) }).unwrap();
+        assert_eq!(written.sources, fresh.sources);
+        // Of a source that is new, nothing was said.
+        pending.sources[0].name = "us".to_owned();
+        let written = compose(Known { said: Some(pending), ..known(Some(&before)) }).unwrap();
+        assert_eq!(summary(&written.conditions)[4], "Discovered=Unknown/SourcePending");
     }
 
     #[test]

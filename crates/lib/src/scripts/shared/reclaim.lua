@@ -24,6 +24,29 @@ local function end_binding(name, record, keep)
   end
 end
 
+-- Ends leases that expired or whose session did, up to `room`; their ids and records are added to `ended`.
+local function expire(ids, ended)
+  assure()
+  local records, lapsed = call('HMGET', HOLDERS, unpack(ids)), 0
+  for i, id in ipairs(ids) do
+    local record = records[i] or ''
+    if sub(record, 17, 29) == UNCLAIMED then
+      -- An offer that was not claimed: whoever it was for is gone, or asks again. Who was thought dead before may have
+      -- come back already, and waits anew.
+      local waiter = cjson.decode(sub(record, 30)).waiter
+      local offered = call('HGET', WAITING, waiter .. '\0')
+      if offered and string.find(offered, sub(record, 1, 16), 1, true) then waiters().drop(waiter) end
+      lapsed = lapsed + 1
+    else
+      ended[#ended + 1] = resource_of(id)
+      ended[#ended + 1] = record
+    end
+  end
+  if lapsed > 0 then waiters().retract(lapsed) end
+  if #ids > lapsed then call('HINCRBY', META, 'expired', #ids - lapsed) end
+  release(ids, records)
+end
+
 -- Reclaims at most `count` (1 to 200) things. Returns three lists and a flag: {resource, holder record, ...} of expired
 -- leases, resources back from quarantine, names of ended bindings, and whether there may be more.
 local function reclaim(count)
@@ -31,15 +54,32 @@ local function reclaim(count)
   local expired = call('ZRANGEBYSCORE', LEASES, '-inf', format('%d', NOW - CLOCK_SLACK), 'LIMIT', 0, room)
   local ended = {}
   if #expired > 0 then
-    assure()
-    local records = call('HMGET', HOLDERS, unpack(expired))
-    release(expired, records)
-    call('HINCRBY', META, 'expired', #expired)
-    for i, resource in ipairs(expired) do
-      ended[#ended + 1] = resource
-      ended[#ended + 1] = records[i] or ''
-    end
+    expire(expired, ended)
     room = room - #expired
+  end
+  -- A session that is over ends with its last lease; it is remembered as dead under the negative of its time.
+  local over = room > 0 and call('ZRANGEBYSCORE', SESSIONS, '(0', format('%d', NOW - CLOCK_SLACK), 'WITHSCORES',
+    'LIMIT', 0, 4) or {}
+  for k = 1, #over, 2 do
+    local prefix = over[k] .. '\0'
+    local entries = room > 0
+      and call('ZRANGEBYLEX', SESSION_LEASES, '[' .. prefix, '(' .. over[k] .. '\1', 'LIMIT', 0, room) or {}
+    if #entries > 0 then
+      assure()
+      local ids = {}
+      for _, entry in ipairs(entries) do
+        local id = sub(entry, #prefix + 1)
+        local ok, holder = pcall(cjson.decode, sub(call('HGET', HOLDERS, id) or '', 30))
+        if ok and holder.session == over[k] then ids[#ids + 1] = id else call('ZREM', SESSION_LEASES, entry) end
+      end
+      if #ids > 0 then expire(ids, ended) end
+      room = room - #entries
+    end
+    if room > 0 then
+      assure()
+      call('ZADD', SESSIONS, format('%.0f', -over[k + 1]), over[k])
+      room = room - 1
+    end
   end
   local due = {}
   if room > 0 then
@@ -61,5 +101,5 @@ local function reclaim(count)
     end
     room = room - #unbound
   end
-  return ended, due, unbound, room == 0
+  return ended, due, unbound, room <= 0
 end
