@@ -6,7 +6,8 @@ mod common;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::{Figures, Target, drive, noop::Noop, pool_of, rounds};
+use common::{Figures, Target, apart, drive, noop::Noop, pool_of, rounds};
+use futures::future::try_join_all;
 use redis_allocator::Client;
 
 /// How long each thing is driven, each round.
@@ -19,12 +20,15 @@ const LATENCIES: usize = 4000;
 async fn main() -> Result<()> {
     let server = common::server("one pair of malloc and free").await?;
     let client = Client::connect(&server.url()).await?;
-    let noop = Noop::connect(&server).await?;
+    let noop = Noop::connect(&server.url()).await?;
     let pool = pool_of(&client, "bench", 1000).await?;
     let small = pool_of(&client, "small", 100).await?;
     let large = pool_of(&client, "large", 1_000_000).await?;
+    // Callers of one client ask together; those with a client each ask alone, one script a call.
+    let pools_apart = apart(&server, "bench", CALLERS).await?;
+    let noops_apart = try_join_all((0..CALLERS).map(async |_| Noop::connect(&server.url()).await)).await?;
 
-    let mut cost = [(); 6].map(|()| Figures::default());
+    let mut cost = [(); 7].map(|()| Figures::default());
     let mut ratio = [(); 4].map(|()| Figures::default());
     let mut p50 = [(); 3].map(|()| Figures::default());
     for _ in 0..rounds()? {
@@ -42,15 +46,24 @@ async fn main() -> Result<()> {
             });
             of.push(driven.await?.cost());
         }
-        // Callers of one handle ask together; those with a handle each ask alone, one script a call.
+        let mut pools = pools_apart.iter().cycle().cloned();
         let alone = drive::callers(&server, CALLERS, || {
-            let pool = client.pool("bench");
+            let pool = pools.next();
             async move {
-                let pool = pool?;
+                let pool = pool.context("there are pools")?;
                 drive::repeat(LENGTH, || drive::pair(&pool)).await
             }
         });
         let alone = alone.await?.cost();
+        let mut noops = noops_apart.iter().cycle().cloned();
+        let nothing_alone = drive::callers(&server, CALLERS, || {
+            let noop = noops.next();
+            async move {
+                let noop = noop.context("there are connections")?;
+                drive::repeat(LENGTH, || noop.pair()).await
+            }
+        });
+        let nothing_alone = nothing_alone.await?.cost();
         let batches = drive::callers(&server, 4, || {
             let pool = pool.clone();
             async move {
@@ -66,11 +79,11 @@ async fn main() -> Result<()> {
             }
         });
         let batches = batches.await?.cost();
-        for (figures, figure) in cost.iter_mut().zip([nothing, alone, of[0], batches, of[1], of[2]]) {
+        for (figures, figure) in cost.iter_mut().zip([nothing, alone, of[0], batches, of[1], of[2], nothing_alone]) {
             figures.add(figure);
         }
         for (figures, figure) in
-            ratio.iter_mut().zip([alone / nothing, of[0] / nothing, batches / nothing, of[2] / of[1]])
+            ratio.iter_mut().zip([alone / nothing_alone, of[0] / nothing, batches / nothing, of[2] / of[1]])
         {
             figures.add(figure);
         }
@@ -80,10 +93,11 @@ async fn main() -> Result<()> {
         }
     }
 
-    cost[0].print("Redis CPU, two no-ops, 64 callers", "µs", None);
-    cost[1].print("Redis CPU, a pair, 64 callers, each for itself", "µs", None);
+    cost[6].print("Redis CPU, two no-ops, 64 callers, a connection each", "µs", None);
+    cost[1].print("Redis CPU, a pair, 64 callers, a client each", "µs", None);
     ratio[0].print("  … as a multiple of the no-ops", "×", Some(Target::AtMost(8.0)));
-    cost[2].print("Redis CPU, a pair, 64 callers of one handle", "µs", None);
+    cost[0].print("Redis CPU, two no-ops, 64 callers", "µs", None);
+    cost[2].print("Redis CPU, a pair, 64 callers of one client", "µs", None);
     ratio[1].print("  … as a multiple of the no-ops", "×", None);
     cost[3].print("Redis CPU, a pair in batches of 16, 4 callers", "µs", None);
     ratio[2].print("  … as a multiple of the no-ops", "×", Some(Target::AtMost(3.0)));

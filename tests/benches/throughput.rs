@@ -1,19 +1,15 @@
 //! How many pairs, `malloc` and `free`, a second: 64 tasks on one connection, and 8 processes.
 //!
 //! `drive URL POOL PROCESSES TASKS SECONDS` as arguments measures a pool of a server that is there already and prints one
-//! number: `scripts/peer-bench.sh` compares with the Python package that way.
+//! number, and `no-ops URL TASKS SECONDS` two no-op scripts in place of a pair: `scripts/peer-bench.sh` compares with the
+//! Python package that way.
 
 mod common;
 
-use std::{
-    env,
-    io::{BufRead, BufReader, Write, stdin, stdout},
-    process::{Child, ChildStdin, Command, Stdio},
-    time::Duration,
-};
+use std::{env, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use common::{Figures, drive, noop::Noop, pool_of, rounds};
+use common::{Figures, children, children::Children, drive, noop::Noop, pool_of, rounds};
 use redis_allocator::Client;
 
 const LENGTH: Duration = Duration::from_secs(2);
@@ -35,11 +31,16 @@ fn main() -> Result<()> {
             println!("{rate:.0}");
             Ok(())
         }
+        ["no-ops", url, tasks, seconds] => {
+            let length = Duration::from_secs_f64(seconds.parse().context("SECONDS must be a number")?);
+            println!("{:.0}", runtime()?.block_on(no_ops(url, tasks.parse()?, length))?);
+            Ok(())
+        }
         ["child", url, pool, tasks, seconds] => {
             let length = Duration::from_secs_f64(seconds.parse()?);
             runtime()?.block_on(child(url, pool, tasks.parse()?, length))
         }
-        _ => bail!("usage: throughput [drive URL POOL PROCESSES TASKS SECONDS]"),
+        _ => bail!("usage: throughput [drive URL POOL PROCESSES TASKS SECONDS | no-ops URL TASKS SECONDS]"),
     }
 }
 
@@ -50,7 +51,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 async fn table() -> Result<()> {
     let server = common::server("pairs of malloc and free a second").await?;
     let client = Client::connect(&server.url()).await?;
-    let noop = Noop::connect(&server).await?;
+    let noop = Noop::connect(&server.url()).await?;
     let pool = pool_of(&client, POOL, SIZE).await?;
     let mut figures = [(); 5].map(|()| Figures::default());
     for _ in 0..rounds()? {
@@ -92,50 +93,30 @@ async fn one_process(url: &str, pool: &str, tasks: usize, length: Duration) -> R
     Ok(drive::as_float(pairs) / took.as_secs_f64())
 }
 
+/// How often a second one process sends two no-op scripts in place of a pair.
+async fn no_ops(url: &str, tasks: usize, length: Duration) -> Result<f64> {
+    let noop = Noop::connect(url).await?;
+    let (pairs, took) = drive::run(tasks, || {
+        let noop = noop.clone();
+        async move { drive::repeat(length, || noop.pair()).await }
+    })
+    .await?;
+    Ok(drive::as_float(pairs) / took.as_secs_f64())
+}
+
 /// Pairs per second of several processes that begin at the same moment.
 fn many_processes(url: &str, pool: &str, processes: usize, tasks: &str, length: Duration) -> Result<f64> {
     let seconds = length.as_secs_f64().to_string();
-    let spawn = || -> Result<(Child, ChildStdin, BufReader<_>)> {
-        let mut child = Command::new(env::current_exe()?)
-            .args(["child", url, pool, tasks, &seconds])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let start = child.stdin.take().context("a child has no stdin")?;
-        let said = BufReader::new(child.stdout.take().context("a child has no stdout")?);
-        Ok((child, start, said))
-    };
-    let mut children = (0..processes).map(|_| spawn()).collect::<Result<Vec<_>>>()?;
-    for (_, _, said) in &mut children {
-        line(said)?;
-    }
-    for (_, start, _) in &mut children {
-        start.write_all(b"go\n")?;
-    }
-    let mut rate = 0.0;
-    for (mut child, _, mut said) in children {
-        rate += line(&mut said)?.parse::<f64>().context("a child says no number")?;
-        child.wait()?;
-    }
-    Ok(rate)
-}
-
-fn line(said: &mut impl BufRead) -> Result<String> {
-    let mut line = String::new();
-    said.read_line(&mut line)?;
-    if line.is_empty() {
-        bail!("a child ended early");
-    }
-    Ok(line.trim().to_owned())
+    let children = Children::start(processes, &["child", url, pool, tasks, &seconds])?;
+    let rates = children.results()?;
+    rates.iter().map(|rate| rate.parse::<f64>().context("a child says no number")).sum()
 }
 
 /// One of several processes: says that it is ready, waits for its turn, and prints its rate.
 async fn child(url: &str, pool: &str, tasks: usize, length: Duration) -> Result<()> {
     let pool = pool_of(&Client::connect(url).await?, pool, SIZE).await?;
     drive::pair(&pool).await?;
-    println!("ready");
-    stdout().flush()?;
-    stdin().read_line(&mut String::new())?;
+    children::wait_for_the_word()?;
     let (pairs, took) = drive::run(tasks, || {
         let pool = pool.clone();
         async move { drive::repeat(length, || drive::pair(&pool)).await }

@@ -36,7 +36,7 @@ impl Driven {
 ///
 /// # Errors
 /// The first that a pair met.
-pub(crate) async fn callers<F>(server: &Server, callers: usize, pair: impl Fn() -> F) -> Result<Driven>
+pub(crate) async fn callers<F>(server: &Server, callers: usize, pair: impl FnMut() -> F) -> Result<Driven>
 where
     F: Future<Output = Result<u64>> + Send + 'static,
 {
@@ -49,7 +49,7 @@ where
 ///
 /// # Errors
 /// The first that a pair met.
-pub(crate) async fn run<F>(callers: usize, pair: impl Fn() -> F) -> Result<(u64, Duration)>
+pub(crate) async fn run<F>(callers: usize, mut pair: impl FnMut() -> F) -> Result<(u64, Duration)>
 where
     F: Future<Output = Result<u64>> + Send + 'static,
 {

@@ -10,6 +10,7 @@
 
 #![allow(dead_code, reason = "each benchmark is a program of its own and uses a part of this")]
 
+pub(crate) mod children;
 pub(crate) mod drive;
 pub(crate) mod noop;
 
@@ -17,6 +18,7 @@ use std::{env, fmt::Display, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use e2e::{Flavor, Server};
+use futures::future::try_join_all;
 use redis_allocator::{Client, Item, Ownership, Pool, PoolSettings, ResourceKey};
 
 /// How many rounds to measure.
@@ -67,6 +69,15 @@ pub(crate) async fn pool_of(client: &Client, name: &str, size: usize) -> Result<
     pool.configure(&PoolSettings::default(), &Ownership::default()).await?;
     pool.extend(items(size)?).await?;
     Ok(pool)
+}
+
+/// One pool as so many clients see it, each with a connection of its own.
+///
+/// # Errors
+/// When the server refuses.
+pub(crate) async fn apart(server: &Server, name: &str, clients: usize) -> Result<Vec<Pool>> {
+    let url = server.url();
+    try_join_all((0..clients).map(async |_| Ok(Client::connect(&url).await?.pool(name)?))).await
 }
 
 /// Resources named as a range of a manifest would name them.

@@ -4,11 +4,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use e2e::Server;
 use redis::{AsyncConnectionConfig, Cmd, aio::MultiplexedConnection};
 
 /// Names as long as those of a pool's keys.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 20] = [
     "meta",
     "items",
     "free",
@@ -20,9 +19,18 @@ const PARTS: [&str; 11] = [
     "binds",
     "bind-expiry",
     "origins",
+    "by-label",
+    "missing",
+    "shares",
+    "waiters",
+    "wants",
+    "waiting",
+    "alive",
+    "sessions",
+    "session-leases",
 ];
 /// As long as what a grant is asked with.
-const MALLOC: [&str; 3] = ["0", "", r#"{"owner":"build-host-7:12345"}"#];
+const MALLOC: [&str; 4] = ["0", "", r#"{"owner":"build-host-7:12345"}"#, ""];
 /// As long as what a grant is returned with.
 const FREE: [&str; 2] = ["10.0.0.17:8000", "1763600000123456"];
 
@@ -38,8 +46,8 @@ impl Noop {
     ///
     /// # Errors
     /// When the server refuses.
-    pub(crate) async fn connect(server: &Server) -> Result<Self> {
-        let client = redis::Client::open(server.url())?;
+    pub(crate) async fn connect(url: &str) -> Result<Self> {
+        let client = redis::Client::open(url)?;
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let sha: String = redis::cmd("SCRIPT").arg("LOAD").arg("#!lua\nreturn 1").query_async(&mut connection).await?;
