@@ -61,7 +61,7 @@ fn every_error_of_every_file_comes_out_at_once() {
 #[case::malformed(b"a: {b: 1".to_vec(), ":1:4: not valid YAML")]
 #[case::tab_in_indentation(b"a:\n\tb: 1\n".to_vec(), ":2:")]
 #[case::unknown_kind(b"apiVersion: redis-allocator.dev/v1alpha1\nkind: Lock\n".to_vec(), ":2:7: kind: found \"Lock\", allowed is ResourcePool or SoftBinding")]
-#[case::shared_mode(format!("{HEAD}spec: {{mode: Shared}}").into_bytes(), ":4:14: spec.mode: found \"Shared\", allowed is")]
+#[case::shared_mode(format!("{HEAD}spec: {{mode: Both}}").into_bytes(), ":4:14: spec.mode: found \"Both\", allowed is")]
 #[case::priority(format!("{HEAD}spec: {{resources: [{{name: a, priority: 1001}}]}}").into_bytes(), "found 1001, allowed is")]
 #[case::negative(format!("{HEAD}spec: {{maxShrinkPercent: -1}}").into_bytes(), "found -1, allowed is")]
 #[case::a_boolean_that_is_none(format!("{HEAD}spec: {{suspend: no}}").into_bytes(), "spec.suspend: found \"no\", allowed is")]

@@ -54,9 +54,9 @@ use self::{
 
 /// Steps in one sequence: long enough for a pool to be lost and refilled, short enough to be made small.
 const LENGTH: usize = 200;
-const STEPS: usize = 120_000;
+const STEPS: usize = 60_000;
 /// How often each deed must have happened in so many steps.
-const OFTEN: usize = 500;
+const OFTEN: usize = 200;
 
 #[test]
 fn every_operation_does_what_the_model_says() {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use futures::future::try_join_all;
 use serde::Serialize;
 
 use super::{Args, BATCH, Pool, text};
@@ -131,23 +132,25 @@ impl Pool {
     /// Looks for broken invariants; an empty list is a healthy pool. It walks all of the pool in small steps, each of
     /// which judges its resources atomically.
     pub async fn check(&self) -> Result<Vec<Violation>> {
-        let mut violations = BTreeSet::new();
-        for part in PARTS {
-            let mut cursor = "0".to_owned();
-            loop {
-                let mut reply = self.call(&script::CHECK, &[text(part), text(&cursor)]).await?;
-                cursor = reply.text()?;
-                for (invariant, subject) in reply.pairs()? {
-                    let invariant = Invariant::parse(&invariant)
-                        .ok_or_else(|| reply.broken(format!("unknown invariant {invariant:?}")))?;
-                    violations.insert(Violation { invariant, subject });
-                }
-                if cursor == "0" {
-                    break;
-                }
+        let parts = try_join_all(PARTS.iter().map(|part| self.check_part(part))).await?;
+        Ok(parts.into_iter().flatten().collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    async fn check_part(&self, part: &'static str) -> Result<Vec<Violation>> {
+        let mut violations = Vec::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut reply = self.call(&script::CHECK, &[text(part), text(&cursor)]).await?;
+            cursor = reply.text()?;
+            for (invariant, subject) in reply.pairs()? {
+                let invariant = Invariant::parse(&invariant)
+                    .ok_or_else(|| reply.broken(format!("unknown invariant {invariant:?}")))?;
+                violations.push(Violation { invariant, subject });
+            }
+            if cursor == "0" {
+                return Ok(violations);
             }
         }
-        Ok(violations.into_iter().collect())
     }
 
     /// Places what [`check`](Self::check) finds in no place, in two, or in the wrong one anew, and takes away what is left
