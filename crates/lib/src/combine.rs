@@ -39,6 +39,30 @@ impl<Q, A> Clone for Combiner<Q, A> {
     }
 }
 
+/// The turn of those that wait, until they are asked for. Should the runtime drop it before, they hear that nobody will
+/// ask, and the next one to come is the first again.
+struct Turn<Q, A>(Option<Arc<Inner<Q, A>>>);
+
+impl<Q, A> Turn<Q, A> {
+    fn end(mut self) -> Vec<(Q, oneshot::Sender<A>)> {
+        self.0.take().map(|inner| inner.take()).unwrap_or_default()
+    }
+}
+
+impl<Q, A> Drop for Turn<Q, A> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.take() {
+            drop(inner.take());
+        }
+    }
+}
+
+impl<Q, A> Inner<Q, A> {
+    fn take(&self) -> Vec<(Q, oneshot::Sender<A>)> {
+        mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// One caller, as long as it is here.
 struct Caller<'a>(&'a AtomicUsize);
 
@@ -78,11 +102,10 @@ impl<Q: Send + 'static, A: Send + 'static> Combiner<Q, A> {
             waiting.len() == 1
         };
         if first {
-            let (inner, server) = (Arc::clone(inner), server.clone());
+            let (turn, server) = (Turn(Some(Arc::clone(inner))), server.clone());
             let lead = async move {
                 tokio::task::yield_now().await;
-                let waiting = mem::take(&mut *inner.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-                let mut waiting = waiting.into_iter();
+                let mut waiting = turn.end().into_iter();
                 let mut calls = Vec::new();
                 while waiting.len() > 0 {
                     let (questions, callers): (Vec<_>, Vec<_>) = waiting.by_ref().take(most).unzip();
@@ -106,6 +129,8 @@ impl<Q: Send + 'static, A: Send + 'static> Combiner<Q, A> {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use futures::future::join;
 
     use super::*;
 
@@ -137,6 +162,19 @@ mod tests {
         // Neither is polled again before another one is served.
         assert_eq!(combiner.ask(2, 20, &(), &runtime, double).await.map(|answer| answer.0), Some(4));
         assert_eq!((leader.await.map(|answer| answer.0), alone.await.map(|answer| answer.0)), (Some(2), Some(0)));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_runtime_that_is_gone() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
+        let (combiner, gone) = (Combiner::default(), runtime.handle().clone());
+        runtime.shutdown_background();
+        for _ in 0..2 {
+            let alone = combiner.ask(0, 20, &(), &gone, double);
+            let second = combiner.ask(1, 20, &(), &gone, double);
+            let (_, second) = tokio::time::timeout(Duration::from_secs(30), join(alone, second)).await.unwrap();
+            assert_eq!(second, None);
+        }
     }
 
     #[tokio::test]

@@ -37,6 +37,7 @@
 //! | wait in line, and look at the line | [`Malloc::wait`], [`Malloc::priority`], [`Pool::waiters`] |
 //! | keep a lease, and hear when it is lost | [`Malloc::keep_alive`], [`Lease::lost`] |
 //! | keep many by one heartbeat, and see who is alive | [`Session`], [`Malloc::session`], [`Pool::sessions`] |
+//! | see who holds what, and where the rest is | [`Pool::leases`], [`Pool::snapshot`] |
 //! | hold one resource for one name, or let it come back to it | [`Malloc::bind`], [`Pool::bind`] |
 //! | open, check and close what is leased | [`Allocatable`], [`Malloc::open`] |
 //!
@@ -73,10 +74,10 @@ pub use crate::{
     object::{Allocatable, Allocated, BoxError, CloseError, Failure, Fault, Open, OpenError},
     pool::{
         BindOptions, BindPolicy, Binding, CLOCK_SLACK, Cause, ConfigureForesight, Configured, Counters, Counts, Cursor,
-        GcReport, Hold, Incarnation, Invariant, Known, LeaseInfo, Leaving, Longest, Malloc, Many, Mark, Mode, Now, One,
-        Order, OriginInfo, Ownership, Place, Pool, PoolInfo, PoolSettings, Quarantined, Removal, ResourceState,
-        Retired, Selector, SessionInfo, SnapshotPage, SyncForesight, SyncOptions, SyncOutcome, Violation, WaiterInfo,
-        WaiterPage, Waiting, malloc_any, malloc_any_or_wait,
+        Departure, GcReport, Hold, Incarnation, Invariant, Known, LeaseInfo, Leaving, ListedLease, Longest, Malloc,
+        Many, Mark, Mode, Now, One, Order, OriginInfo, Ownership, Place, Pool, PoolInfo, PoolSettings, Quarantined,
+        Removal, ResourceState, Retired, Selector, SessionInfo, SnapshotPage, SyncForesight, SyncOptions, SyncOutcome,
+        Violation, WaiterInfo, WaiterPage, Waiting, malloc_any, malloc_any_or_wait,
     },
     session::{Session, SessionBuilder},
     time::{BootInstant, MAX_DURATION, Timestamp, Ttl},

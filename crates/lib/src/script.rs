@@ -91,6 +91,7 @@ const PRELUDE: &str = include_str!("scripts/shared/prelude.lua");
 const BASE: &str = include_str!("scripts/shared/base.lua");
 const TERMS: &str = include_str!("scripts/shared/terms.lua");
 const GRANT: &str = include_str!("scripts/shared/grant.lua");
+const POLL: &str = include_str!("scripts/shared/poll.lua");
 const UNDO: &str = include_str!("scripts/shared/undo.lua");
 const GIVE_BACK: &str = include_str!("scripts/shared/give_back.lua");
 const FREE_SET: &str = include_str!("scripts/shared/free_set.lua");
@@ -125,7 +126,7 @@ macro_rules! scripts {
 scripts! {
     MALLOC = "malloc", Never, Refuse, [GRANT, BASE, TERMS, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, DEMAND];
     // A waiter names itself: asked again, it hears the same.
-    WAIT = "wait", Safe, Refuse, [BASE, TERMS, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, DEMAND];
+    WAIT = "wait", Safe, Refuse, [POLL, BASE, TERMS, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, DEMAND];
     LEAVE_LINE = "wait", Safe, Allow, [BASE, TERMS, UNDO, FREE_SET, OFFER, SETTLE, RECLAIM, DEMAND];
     FREE = "free", Never, Allow, [UNDO, GIVE_BACK, BASE, FREE_SET, OFFER, SETTLE];
     RENEW = "renew", Safe, Allow, [BASE, FREE_SET];
@@ -156,6 +157,7 @@ scripts! {
     HOLD = "hold", Safe, Allow, [BASE, UNDO, FREE_SET, OFFER, SETTLE];
     BINDING = "binding", Safe, Read, [BASE];
     INFO = "info", Safe, Read, [BASE];
+    LEASES = "leases", Safe, Read, [BASE];
     SCAN = "scan", Safe, Read, [BASE];
     SNAPSHOT = "snapshot", Safe, Read, [BASE];
     // The same, by those who only look: flagged so that Redis itself lets them write nothing.

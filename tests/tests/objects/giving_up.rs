@@ -94,6 +94,31 @@ async fn giving_up_at_any_moment_leaves_nothing_behind() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn giving_up_in_line_or_after_it_leaves_nothing_behind() -> Result<()> {
+    everywhere(async |scene| {
+        scene.pool.shrink(["c"]).await?;
+        let opened = async || scene.open().await.map_err(Into::into);
+        // One that can't be opened, then the line, then what its holder gives back.
+        let wait = |holder: Option<Allocated<Sessions>>| async {
+            let holder = holder.context("it was opened")?;
+            let hand_over = async {
+                scene.in_line(1).await?;
+                Ok(holder.close().await?)
+            };
+            let waiting = async { Ok::<_, anyhow::Error>(scene.open_in_time(SOON).await?) };
+            let ((), object) = tokio::try_join!(hand_over, waiting)?;
+            ensure!(object.key().as_str() == "a", "{object:?}");
+            object.close().await?;
+            Ok(())
+        };
+        let moments = given_up_everywhere(scene, &[("b", Flaw::OpenFails)], opened, wait).await?;
+        ensure!(moments > 12, "{moments}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_meets_a_session_that_is_still_open() -> Result<()> {
     everywhere(async |scene| {
         scene.log.break_with("b", Flaw::Unhealthy);

@@ -3,6 +3,7 @@
 
 mod giving_up;
 mod sessions;
+mod waiting;
 
 use std::{
     future::IntoFuture,

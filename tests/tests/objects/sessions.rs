@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use e2e::{Flavor, Server, eventually};
 use redis_allocator::{
     Allocatable, Allocated, Client, Item, Mark, Open, Order, Ownership, Place, Pool, PoolSettings, ResourceKey,
-    test_clock::TestClock,
+    Waiting, test_clock::TestClock,
 };
 use serde_json::{Map, Value};
 use tokio::time::sleep;
@@ -31,6 +31,8 @@ pub(crate) enum Flaw {
     OpenFails,
     OpenHangs,
     OpenPanics,
+    /// Opening takes as long as the resource has this flaw; what comes of it is what the next one says.
+    OpenTakesLong,
     CheckFails,
     CheckHangs,
     CheckPanics,
@@ -128,6 +130,9 @@ impl Allocatable for Sessions {
     async fn open(&self, key: &ResourceKey, params: &Map<String, Value>) -> Result<Session> {
         self.log.note("open", key.as_str());
         a_while().await;
+        while self.log.flaw(key.as_str()) == Some(Flaw::OpenTakesLong) {
+            a_while().await;
+        }
         match self.log.flaw(key.as_str()) {
             Some(Flaw::OpenFails) => {
                 let password = params.get("password").and_then(Value::as_str).unwrap_or_default();
@@ -200,6 +205,10 @@ impl Scene {
         self.pool.malloc().open(self.kind())
     }
 
+    pub(crate) fn open_in_time(&self, at_most: Duration) -> Open<Sessions, Waiting> {
+        self.pool.malloc().wait(at_most).open(self.kind())
+    }
+
     pub(crate) async fn opened(&self) -> Result<Allocated<Sessions>> {
         self.open().await?.context("nothing is free")
     }
@@ -212,13 +221,24 @@ impl Scene {
         Ok(self.pool.get(key).await?.context("no such resource")?.marks)
     }
 
-    /// Waits until nothing is leased, everything is closed, and no place is amiss.
+    /// Waits until so many are in line.
+    pub(crate) async fn in_line(&self, waiting: u64) -> Result<()> {
+        eventually(SOON, async || {
+            let counts = self.pool.info().await?.counts;
+            ensure!(counts.waiting == waiting, "{counts:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until nothing is leased, nobody waits, everything is closed, and no place is amiss.
     pub(crate) async fn settled(&self) -> Result<()> {
         eventually(SOON, async || {
             self.log.ensure_over()?;
             let info = self.pool.info().await?;
-            ensure!(info.counts.leased == 0, "{:?}", info.counts);
-            let ended = info.counters.freed + info.counters.revoked;
+            ensure!((info.counts.leased, info.counts.waiting) == (0, 0), "{:?}", info.counts);
+            // On this clock, leases expire only by the end of their session.
+            let ended = info.counters.freed + info.counters.revoked + info.counters.expired;
             ensure!(info.counters.granted == ended, "{:?}", info.counters);
             Ok(())
         })

@@ -13,7 +13,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Why no object came of a request.
 ///
-/// *Nothing free* is not among them: that is `Ok(None)`.
+/// *Nothing free* is not among them: that is `Ok(None)`, or for a request that waited [`Error::NotServed`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -34,7 +34,7 @@ pub enum OpenError {
         pool: PoolName,
         /// What was tried and how it failed, in order; at least one.
         failures: Vec<Failure>,
-        /// Whether there would have been attempts left, had anything else been free.
+        /// Whether there would have been attempts left, had anything else been free, or become free in time.
         nothing_else: bool,
     },
 }

@@ -95,11 +95,13 @@ impl<K: Allocatable> Allocated<K> {
         plan.kind.is_healthy(object).await
     }
 
-    /// This object, if its lease is held and it is healthy; otherwise another one, asked for as this one was. The broken
+    /// This object, if its lease is held and it is healthy; otherwise another one, asked for as this one was. If that was
+    /// with a [`wait`](crate::Malloc::wait), this waits again for as long as was asked for, a new time limit. The broken
     /// one is closed, its resource quarantined and given back; that of a lost lease is not quarantined.
     ///
     /// # Errors
-    /// As for [`Open`](super::Open): [`OpenError::Unusable`] also when nothing else is free. This object is gone then.
+    /// As for [`Open`](super::Open): [`OpenError::Unusable`] also when nothing else is free, or became free in time. This
+    /// object is gone then.
     pub async fn refresh(mut self) -> Result<Self, OpenError> {
         let Err(fault) = self.examine().await else { return Ok(self) };
         let plan = self.held().plan.clone();

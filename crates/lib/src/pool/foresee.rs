@@ -5,12 +5,16 @@
 //! - Nothing is written: Redis itself is told to refuse writes of these scripts.
 //! - What changes in the pool meanwhile is the only thing that can make the synchronisation end otherwise.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    str::FromStr as _,
+};
 
 use super::{
     Pool, Removal, SyncOptions, SyncOutcome,
     items::Going,
     owned,
+    snapshot::moment,
     sync::{Declared, Standing},
     text,
 };
@@ -20,6 +24,7 @@ use crate::{
     keys,
     names::{Origin, ResourceKey},
     script,
+    time::Timestamp,
 };
 
 /// What the synchronisation of one origin would do.
@@ -50,6 +55,18 @@ pub enum Leaving {
     Draining,
     /// At once, and its lease ends.
     Revoked,
+}
+
+/// What an origin lets go of at a time to come.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct Departure {
+    /// When [`Pool::gc`] sees to it.
+    pub at: Timestamp,
+    /// The resource, which leaves the pool then unless another origin declares it.
+    pub key: ResourceKey,
+    /// The origin, which keeps it if it declares it again by then.
+    pub origin: Origin,
 }
 
 /// The items and leases of a pool, as they would be after each step.
@@ -91,6 +108,31 @@ impl Pool {
             foreseen.push(copy.sync(origin, &items, &desired, going));
         }
         Ok(foreseen)
+    }
+
+    /// What origins let go of unless they declare it again in time: what [`SyncOptions::keep_missing`] keeps for a while, and
+    /// what was declared with a time to live. Sorted by time. Read page by page: what changes meanwhile may or may not show.
+    ///
+    /// # Errors
+    /// [`Error::UnknownPool`].
+    pub async fn foresee_departures(&self) -> Result<Vec<Departure>> {
+        // One may come twice, with a time that was put off in between.
+        let mut departures = HashMap::new();
+        self.scan(keys::MISSING, |entry, at| {
+            // What left a shared pool while it was held is no origin's any more.
+            if let Some((origin, key)) = entry.split_once('\0')
+                && !origin.is_empty()
+                && let Some(at) = moment(&at)
+            {
+                departures.insert((Origin::from_str(origin)?, ResourceKey::new(key)?), at);
+            }
+            Ok(())
+        })
+        .await?;
+        let mut sorted: Vec<_> =
+            departures.into_iter().map(|((origin, key), at)| Departure { at, key, origin }).collect();
+        sorted.sort();
+        Ok(sorted)
     }
 
     /// How a synchronisation ends that ends before anything is compared.

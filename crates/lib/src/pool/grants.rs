@@ -1,5 +1,5 @@
 //! Renewing and giving back. Many at once are one script; one is the same with n = 1. Asking is in
-//! [`super::malloc`].
+//! [`super::ask`].
 
 use std::{
     borrow::Cow,
@@ -9,9 +9,9 @@ use std::{
 };
 
 use super::{
-    Args, BATCH, Pool, keys_of,
-    malloc::{Answer, Request},
-    owned, text,
+    Args, BATCH, Pool,
+    ask::{Answer, Request},
+    keys_of, owned, text,
 };
 use crate::{
     combine::Combiner,
@@ -61,6 +61,8 @@ pub(crate) type ToBeRenewed = (Arc<Grant>, Option<Duration>);
 #[derive(Default)]
 pub(super) struct Together {
     pub(super) mallocs: Combiner<Request, Result<Answer>>,
+    /// Those with a name, selectors or a session.
+    pub(super) special: Combiner<Request, Result<Answer>>,
     frees: Combiner<Arc<Grant>, Result<Result<()>>>,
     renewals: Combiner<ToBeRenewed, Result<Renewal>>,
 }

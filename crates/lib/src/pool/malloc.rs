@@ -1,71 +1,31 @@
-//! Asking for leases: what a request can say, and how it is carried to its end. Waiting in line is in [`super::wait`].
+//! Asking for leases: what a request can say. How it is carried to its end is in [`super::ask`], waiting in line in
+//! [`super::wait`].
 
 use std::{
     future::{Future, IntoFuture},
-    iter,
     pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use serde::Serialize;
-
-use super::{Args, BATCH, Pool, owned, selector::Selector, text, wait};
+use super::{
+    BATCH, Pool,
+    ask::{Ask, Asker, Demand},
+    selector::Selector,
+    wait,
+};
 use crate::{
     error::{Error, Result},
-    item::Record,
-    lease::{Granted, Lease},
-    names::{BindingName, ResourceKey, check_owner},
-    pool::grants::{Renewal, shared, shutting_down},
-    reply::Reply,
-    script,
-    session::{Membership, Session},
-    time::{BootInstant, Timestamp, Ttl},
-    to_the_end::ToTheEnd,
+    lease::Lease,
+    names::{BindingName, check_owner},
+    session::Session,
+    time::Ttl,
 };
 
-/// How much longer than a call's own limit its caller waits for it to say why it failed.
-const LATE: Duration = Duration::from_millis(500);
 /// The most combinations of values that all selectors of a request may stand for.
 const MOST_PROBES: usize = 64;
 /// The highest priority of a request that waits.
 const MOST_PRIORITY: u8 = 100;
-
-/// The holder of a lease as Redis keeps it, behind token and time.
-#[derive(Serialize)]
-struct Holder<'a> {
-    owner: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bind: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<&'a str>,
-}
-
-/// Who asks, as every request and lease of theirs has it.
-pub(crate) struct Asker {
-    pub(crate) owner: String,
-    /// The holder in JSON.
-    pub(crate) holder: String,
-}
-
-impl Asker {
-    fn new(owner: String, bind: Option<&BindingName>, session: Option<&str>) -> Self {
-        let holder = Holder { owner: &owner, bind: bind.map(BindingName::as_str), session };
-        let holder = serde_json::to_string(&holder).unwrap_or_default();
-        Self { owner, holder }
-    }
-}
-
-/// What a request asks for beside one resource of any kind, as `demand.lua` reads it.
-#[derive(Serialize)]
-struct Demand<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    n: Option<usize>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    selectors: &'a [Vec<String>],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<&'a str>,
-}
 
 /// Of a [`Malloc`]: it answers at once.
 #[derive(Debug, Clone, Copy)]
@@ -74,8 +34,17 @@ pub struct Now;
 /// Of a [`Malloc`]: it waits in line for so long.
 #[derive(Debug, Clone, Copy)]
 pub struct Waiting {
-    at_most: Duration,
+    pub(crate) at_most: Duration,
     priority: u8,
+}
+
+impl Waiting {
+    /// What is left of it when so much of its time has passed; `None`: not enough to wait for.
+    pub(crate) fn after(self, passed: Duration) -> Option<Self> {
+        let at_most = self.at_most.checked_sub(passed)?;
+        wait::check(at_most).ok()?;
+        Some(Self { at_most, ..self })
+    }
 }
 
 /// Of a [`Malloc`]: it asks for one resource.
@@ -108,7 +77,7 @@ pub struct Malloc<W = Now, N = One> {
     pub(crate) keep_alive: bool,
     selectors: Vec<Selector>,
     session: Option<Session>,
-    wait: W,
+    pub(crate) wait: W,
     count: N,
 }
 
@@ -164,7 +133,7 @@ impl<W, N> Malloc<W, N> {
         self
     }
 
-    fn with<W2, N2>(self, wait: W2, count: N2) -> Malloc<W2, N2> {
+    pub(crate) fn with<W2, N2>(self, wait: W2, count: N2) -> Malloc<W2, N2> {
         let Self { pool, ttl, binding, owner, keep_alive, selectors, session, .. } = self;
         Malloc { pool, ttl, binding, owner, keep_alive, selectors, session, wait, count }
     }
@@ -377,212 +346,6 @@ impl IntoFuture for Malloc<Waiting, Many> {
     }
 }
 
-/// A checked request, on its way.
-#[derive(Clone)]
-pub(super) struct Ask {
-    pub(super) pool: Pool,
-    ttl: Ttl,
-    pub(super) ttl_arg: i64,
-    pub(super) binding: Option<BindingName>,
-    pub(super) asker: Arc<Asker>,
-    /// JSON, as `demand.lua` reads it; empty: one resource, any.
-    pub(super) demand: String,
-    session: Option<Arc<Membership>>,
-    n: usize,
-    /// All of `n`, or none.
-    all: bool,
-    keep_alive: bool,
-}
-
-/// What one grant is asked with, as the script takes it.
-#[derive(Clone)]
-pub(super) struct Request {
-    ttl: i64,
-    binding: Option<BindingName>,
-    asker: Arc<Asker>,
-    demand: String,
-}
-
-/// What the script said to one request.
-pub(super) struct Answer {
-    sent: BootInstant,
-    incarnation: Arc<str>,
-    now: u64,
-    is_shared: bool,
-    /// `None`: nothing is free.
-    grants: Option<Reply>,
-}
-
-impl Answer {
-    /// Reads what stands behind the status in a reply to a request that was sent then: one result, or a list of them.
-    pub(super) fn read_one(sent: BootInstant, reply: &mut Reply) -> Result<Self> {
-        let grants = reply.optional_list()?;
-        let (incarnation, now, is_shared) = Self::terms(reply)?;
-        Ok(Self { sent, incarnation, now, is_shared, grants })
-    }
-
-    fn read_all(sent: BootInstant, reply: &mut Reply, n: usize) -> Result<Vec<Self>> {
-        let mut results = reply.list()?;
-        let (incarnation, now, is_shared) = Self::terms(reply)?;
-        (0..n)
-            .map(|_| {
-                let incarnation = Arc::clone(&incarnation);
-                Ok(Self { sent, incarnation, now, is_shared, grants: results.optional_list()? })
-            })
-            .collect()
-    }
-
-    fn terms(reply: &mut Reply) -> Result<(Arc<str>, u64, bool)> {
-        Ok((reply.text()?.into(), reply.count()?, reply.int()? == 1))
-    }
-}
-
-impl Ask {
-    /// Grants, and gives up when a reply is late: it always finds someone. When nobody awaits it any more, the leases it
-    /// brings are dropped, which frees them.
-    pub(super) async fn grant_in_time(self) -> Result<Vec<Lease>> {
-        let pool = self.pool.clone();
-        let client = &pool.client().inner;
-        // The call itself gives up in time; this one is for replies that are late. A permanent grant takes two calls.
-        let calls = if self.ttl == Ttl::Permanent { 2 } else { 1 };
-        let timeout = client.timeout * calls + LATE;
-        let grant = ToTheEnd::new(client.runtime.clone(), self.grant());
-        match tokio::time::timeout(timeout, grant).await {
-            Ok(leases) => leases,
-            Err(_) => Err(Error::OutcomeUnknown {
-                operation: "malloc",
-                subject: pool.name().to_string(),
-                message: format!("no answer within {} ms; if one comes, it is freed", timeout.as_millis()),
-            }),
-        }
-    }
-
-    async fn grant(self) -> Result<Vec<Lease>> {
-        let first = Request {
-            ttl: self.ttl_arg,
-            binding: self.binding.clone(),
-            asker: Arc::clone(&self.asker),
-            demand: self.demand.clone(),
-        };
-        let requests = if self.all { 1 } else { self.n };
-        let leases = if requests == 1 && self.binding.is_none() && self.demand.is_empty() {
-            self.read(self.ask_with_others(first).await?)?
-        } else {
-            let rest = Request { binding: None, ..first.clone() };
-            let requests: Vec<_> = iter::once(first).chain(iter::repeat_n(rest, requests - 1)).collect();
-            let mut leases = Vec::with_capacity(self.n);
-            // Boxed, as what else is rare here: it would make every request's future larger.
-            for answer in Box::pin(self.pool.ask_for(&requests)).await? {
-                leases.extend(self.read(answer)?);
-            }
-            leases
-        };
-        self.begin(leases).await
-    }
-
-    /// Leases were granted: confirms permanent ones, and has them kept alive.
-    pub(super) async fn begin(&self, leases: Vec<Lease>) -> Result<Vec<Lease>> {
-        if self.ttl == Ttl::Permanent {
-            Box::pin(self.confirm(&leases)).await?;
-        }
-        if self.keep_alive {
-            leases.iter().for_each(Lease::keep_alive);
-        }
-        Ok(leases)
-    }
-
-    /// What is special is asked for alone: what is wrong with it must be nobody else's trouble.
-    async fn ask_with_others(&self, request: Request) -> Result<Answer> {
-        let serve =
-            |pool: Pool, requests: Vec<Request>| async move { shared(requests.len(), pool.ask_for(&requests).await) };
-        let runtime = &self.pool.client().inner.runtime;
-        let answer = self.pool.inner.together.mallocs.ask(request, BATCH, &self.pool, runtime, serve).await;
-        answer.unwrap_or_else(|| Err(shutting_down()))
-    }
-
-    /// The leases that an answer grants; none when nothing is free.
-    pub(super) fn read(&self, answer: Answer) -> Result<Vec<Lease>> {
-        let Answer { sent, incarnation, now, is_shared, grants } = answer;
-        let Some(mut grants) = grants else { return Ok(Vec::new()) };
-        let mut leases = Vec::with_capacity(grants.len() / 4);
-        while grants.len() > 0 {
-            let Some(key) = grants.optional_text()? else { return Err(self.refusal(&mut grants)?) };
-            let token = grants.count()?;
-            let ttl = Duration::from_millis(grants.count()?);
-            let record = grants.text()?;
-            let facts = Record::facts_of(&record)
-                .ok_or_else(|| grants.broken(format!("the record of {key} can't be read: {record:?}")))?;
-            leases.push(Lease::new(Granted {
-                pool: self.pool.clone(),
-                id: is_shared.then(|| format!("{key}\0{token:016}")),
-                key: ResourceKey::new(key)?,
-                incarnation: Arc::clone(&incarnation),
-                token,
-                at: Timestamp::from_millis(now),
-                asker: Arc::clone(&self.asker),
-                binding: self.binding.clone(),
-                facts,
-                ttl,
-                deadline: sent + ttl,
-                session: self.session.clone(),
-            }));
-        }
-        Ok(leases)
-    }
-
-    /// Why the script refused, from what stands behind the `false` that says so.
-    fn refusal(&self, reply: &mut Reply) -> Result<Error> {
-        let pool = self.pool.name().clone();
-        Ok(match reply.text()?.as_str() {
-            "ttl" => self.refused(Duration::from_millis(reply.count()?)),
-            "count" => Error::ImpossibleCount { pool, count: self.n as u64, most: reply.count()? },
-            "index" => {
-                let labels = reply.text()?;
-                let indexes = (0..reply.len()).map(|_| reply.text()).collect::<Result<_>>()?;
-                Error::NotIndexed { pool, labels, indexes }
-            }
-            "session" => Error::SessionOver {
-                pool,
-                session: self.session.as_ref().map_or_else(String::new, |session| session.id().to_owned()),
-            },
-            "lost" => Error::OutcomeUnknown {
-                operation: "malloc",
-                subject: pool.to_string(),
-                message: "what it was granted has ended before this client heard of it".to_owned(),
-            },
-            other => reply.broken(format!("unknown refusal {other:?}")),
-        })
-    }
-
-    /// Makes claims permanent. On failure they are dropped, which goes on telling Redis until it hears.
-    async fn confirm(&self, leases: &[Lease]) -> Result<()> {
-        let asked: Vec<_> = leases.iter().map(|lease| (Arc::clone(lease.grant()), None)).collect();
-        for (renewal, lease) in self.pool.renew_grants(&asked).await?.into_iter().zip(leases) {
-            match renewal {
-                Renewal::Extended => {}
-                Renewal::Refused(maximum) => return Err(self.refused(maximum)),
-                Renewal::Lost(reason) => {
-                    return Err(Error::Lost { pool: self.pool.name().clone(), resource: lease.key().clone(), reason });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn refused(&self, maximum: Duration) -> Error {
-        let found = match self.ttl {
-            Ttl::For(duration) => format!("{duration:?}"),
-            Ttl::Permanent => "unlimited time".to_owned(),
-            Ttl::PoolDefault => "the pool's own default time".to_owned(),
-        };
-        Error::TtlRefused {
-            pool: self.pool.name().clone(),
-            found,
-            allowed: format!("at most {maximum:?} (the pool's maxTTL)"),
-        }
-    }
-}
-
 impl Pool {
     /// Begins a request for a lease; await it.
     ///
@@ -594,23 +357,6 @@ impl Pool {
     /// is lost: a grant, if there was one, then ends by its time to live.
     pub fn malloc(&self) -> Malloc {
         Malloc::new(self.clone())
-    }
-
-    /// Who asks unless a request says otherwise.
-    fn asker(&self) -> &Arc<Asker> {
-        self.inner.asker.get_or_init(|| Arc::new(Asker::new(self.client().owner().to_owned(), None, None)))
-    }
-
-    /// Asks for grants in one round trip; one answer for each.
-    async fn ask_for(&self, requests: &[Request]) -> Result<Vec<Answer>> {
-        let sent = BootInstant::now();
-        let mut args = Args::with_capacity(4 * requests.len());
-        for Request { ttl, binding, asker, demand } in requests {
-            let binding = binding.as_ref().map_or("", BindingName::as_str);
-            args.extend([owned(ttl), text(binding), text(&asker.holder), text(demand)]);
-        }
-        let mut reply = self.read(self.send(&script::MALLOC, &args, true).await?)?;
-        Answer::read_all(sent, &mut reply, requests.len())
     }
 }
 

@@ -1,6 +1,7 @@
 //! A pool, seen from a client. Each file beside this one holds one kind of operation; all of them run one script a call
 //! through [`Pool::call`].
 
+mod ask;
 mod bindings;
 mod check;
 mod foresee;
@@ -8,6 +9,7 @@ mod gc;
 mod grants;
 mod info;
 mod items;
+mod leases;
 mod life;
 mod malloc;
 mod quarantine;
@@ -30,9 +32,10 @@ use std::{
 pub use self::{
     bindings::{BindOptions, BindPolicy, Binding},
     check::{Invariant, Violation},
-    foresee::{Leaving, SyncForesight},
+    foresee::{Departure, Leaving, SyncForesight},
     gc::GcReport,
     info::{Counters, Counts, Hold, OriginInfo, PoolInfo},
+    leases::ListedLease,
     life::{ConfigureForesight, Configured, Incarnation, Known, Longest, Ownership, Retired},
     malloc::{Malloc, Many, Now, One, Waiting, malloc_any, malloc_any_or_wait},
     quarantine::{Cause, Mark, Quarantined},
@@ -43,8 +46,8 @@ pub use self::{
     sync::{Removal, SyncOptions, SyncOutcome},
     waiters::{WaiterInfo, WaiterPage},
 };
+pub(crate) use ask::Asker;
 pub(crate) use grants::{KeyGrant, Renewal, ToBeFreed};
-pub(crate) use malloc::Asker;
 pub(crate) use sessions::{Heartbeat, SessionLease};
 
 use crate::{
@@ -87,7 +90,7 @@ struct Inner {
     /// Where callers of this pool meet.
     together: grants::Together,
     /// Who asks unless a request says otherwise; made when it is first needed.
-    asker: OnceLock<Arc<malloc::Asker>>,
+    asker: OnceLock<Arc<ask::Asker>>,
 }
 
 /// The argument list of a script.

@@ -80,7 +80,7 @@ pub struct ResourceState {
     pub origins: Vec<Origin>,
     /// Where it is.
     pub place: Place,
-    /// Who holds it; in a shared pool at most 20 of them, in no order.
+    /// Who holds it; in a shared pool the first 20 of them, and [`Pool::leases_on`] lists all.
     pub holders: Vec<LeaseInfo>,
     /// How many hold it.
     pub holder_count: u64,
@@ -120,7 +120,7 @@ pub(super) fn moment(score: &str) -> Option<Timestamp> {
 }
 
 /// What Redis has of one lease.
-fn lease(expiry: &str, record: &str) -> Result<LeaseInfo> {
+pub(super) fn lease(expiry: &str, record: &str) -> Result<LeaseInfo> {
     let (token, granted_at, holder) = parse_holder(record);
     let offered = record.get(16..29) == Some(UNCLAIMED);
     let end = moment(expiry);

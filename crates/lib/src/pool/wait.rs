@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     Args, Pool,
-    malloc::{Answer, Ask},
+    ask::{Answer, Ask},
     owned, text,
 };
 use crate::{
@@ -90,7 +90,10 @@ pub(super) async fn in_line(ask: Ask, at_most: Duration, priority: u8) -> Result
     // One round trip where something is free.
     match in_time(until, ask.clone().grant_in_time()).await {
         Some(Ok(leases)) if !leases.is_empty() => return Ok(leases),
-        Some(Err(error)) if !error.is_transient() => return Err(error),
+        // What it may have been granted is not known by a name to ask for it again.
+        Some(Err(error)) if !error.is_transient() || matches!(error, Error::OutcomeUnknown { .. }) => {
+            return Err(error);
+        }
         Some(_) => {}
         None => return Err(silence(at_most)),
     }
@@ -170,7 +173,7 @@ impl Place {
         let sent = BootInstant::now();
         let mut reply = self.pool.call(&script::WAIT, &self.args(word)).await?;
         let answer = Answer::read_one(sent, &mut reply)?;
-        let leases = self.ask.read(answer)?;
+        let leases = self.ask.hear(answer).await?;
         if mode == Mode::Last || !leases.is_empty() {
             self.is_left.store(true, Ordering::Release);
         }

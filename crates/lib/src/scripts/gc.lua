@@ -5,7 +5,6 @@
 -- 1 if there may be more, resources whose time in the declaration is over}.
 local _, refused = read_settings()
 if refused then return refused end
-local LINE = 16 -- how many in line are looked at, should what is free not have been offered to them
 local DEAD_FOR = 3600000 -- ms for which a session that is over is remembered
 local count = tonumber(ARGV[1])
 local expired, due, unbound, more = reclaim(count)
@@ -31,7 +30,7 @@ if #over == room then more = true end
 if call('ZCARD', ALIVE) > 0 then
   assure(true)
   if waiters().bury() then more = true end
-  serve_line(LINE)
+  serve_line(IN_FRONT)
 end
 local forgotten = call('ZRANGEBYSCORE', SESSIONS, format('(%.0f', -(NOW - DEAD_FOR)), '(0', 'LIMIT', 0, 16)
 if #forgotten > 0 then call('ZREM', SESSIONS, unpack(forgotten)) end

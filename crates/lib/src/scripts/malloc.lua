@@ -6,12 +6,19 @@
 -- Returns {'ok', n results, incarnation, now, 1 if the pool is shared}; results:
 --   false (nothing free) | {resource, token, time to live (ms; a claim's, if it is to be permanent), item record} once
 --   for each resource, one after the other | {false, 'ttl', maximum} | a refusal of demand.lua.
-if not SUSPENDED then assure() end
+if not SUSPENDED then
+  local ok, failure = pcall(assure)
+  -- What grant.lua has granted must reach who asked for it: the others hear of it when they ask again.
+  if not ok and next(done) then return { 'ok', results, INCARNATION, NOW, SHARED and 1 or 0 } end
+  if not ok then error(failure, 0) end
+end
 if GATHERING and not SUSPENDED then
-  -- Perhaps nobody does any more.
+  -- Perhaps nobody does any more, and what was kept is for those who wait.
+  local before = call('HGET', META, 'gathering')
   for _ = 1, 12 do
     if not waiters().bury() then break end
   end
+  if call('HGET', META, 'gathering') ~= before then serve_line(IN_FRONT) end
   GATHERING = (call('HGET', META, 'gathering') or '0') ~= '0'
 end
 

@@ -66,6 +66,8 @@ if ttl > 0 or call('ZCARD', MISSING) > 0 then
     -- It is back while someone holds it still.
     call('ZREM', MISSING, '\0' .. resource)
   end
+  -- Whoever declares the same for good must find a difference.
+  if ttl > 0 and ticket == '' then forget_digest(origin) end
 end
 if #changed == 0 then return { 'ok', 0, 0 } end
 assure()

@@ -1,5 +1,6 @@
 -- Waits in line, or asks how far it has come: registers who is not registered, claims what was offered, keeps alive who
--- waits. Asked again, it answers the same. Needs grant, free_set, offer, settle, reclaim, demand.
+-- waits. Asked again, it answers the same. Needs terms, free_set, offer, settle, reclaim, demand; the polls that poll.lua has
+-- answered already do not come here.
 --
 -- ARGV: 1 'wait' | 'last' (takes what was offered, else leaves) | 'leave' (leaves, and gives back what it was offered or
 -- has been granted), 2 waiter, 3 how many places before later ones its priority puts it, 4 channel on which it hears that
@@ -11,8 +12,6 @@
 local mode, waiter = ARGV[1], ARGV[2]
 -- A number that keeps every turn positive, in 16 digits.
 local MIDDLE = 1000000000000
--- How many of the first in line are served when one of them leaves who kept something from the others.
-local OTHERS = 16
 assure(true)
 
 local function answer(result, place)
@@ -44,7 +43,7 @@ local function leave(list)
     or call('ZSCORE', WAITERS, waiter) and (call('HGET', META, 'gathering') or '0') ~= '0'
   waiters().drop(waiter)
   if list then give_back(list) end
-  if gathered then serve_line(OTHERS) end
+  if gathered then serve_line(IN_FRONT) end
 end
 
 -- Turns an offer into leases, which begin now. Those that it was turned into before, as the reply was lost, are renewed.
@@ -110,7 +109,7 @@ local function claimed()
   if granted then
     -- Remembered for longer than a client tries to hear of it.
     call('ZADD', ALIVE, format('%d', NOW + 3 * tonumber(ARGV[5])), waiter)
-    if (call('HGET', META, 'gathering') or '0') ~= '0' then serve_line(OTHERS) end
+    if (call('HGET', META, 'gathering') or '0') ~= '0' then serve_line(IN_FRONT) end
     return granted
   end
   call('HDEL', WAITING, waiter .. '\0')
@@ -141,14 +140,16 @@ local name = ARGV[7]
 local resource, only
 if name ~= '' then resource, only = bound(name) end
 local classes, reserved = {}, only and '@' .. name .. '\0' or ''
-if wanted.selectors then
+if wanted.n > 1 then
+  classes[1] = '#\0'
+elseif wanted.selectors then
   for _, selector in ipairs(wanted.selectors) do
     for k = 2, #selector do classes[#classes + 1] = reserved .. '=' .. selector[k] end
   end
 else
   classes[1] = reserved .. '*\0'
 end
-if wanted.n > 1 then classes[#classes + 1] = '#\0' end
+local is_new = not request
 if request and request.classes[1] ~= classes[1] then
   -- Its name was bound or unbound since.
   waiters().sated(waiter, request)
@@ -172,7 +173,7 @@ local function look_around()
     if record then resettle({ resource }) end
   end
   if only or offered() then return end
-  offer_free(waiter, request)
+  offer_free(waiter, request, is_new or (call('ZRANK', WAITERS, waiter) or 0) < IN_FRONT)
 end
 
 waiters().bury()

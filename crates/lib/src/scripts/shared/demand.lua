@@ -96,7 +96,7 @@ local function at_hand(request, resource)
   local record = call('HGET', ITEMS, resource)
   if not record or not fits(request.selectors, record) then return nil end
   local score = call('ZSCORE', FREE, resource)
-  if score then return record, score end
+  if score and room_of(resource) > 0 then return record, score end
   if call('HGET', RESERVED, resource) ~= request.name or call('ZSCORE', QUARANTINE, resource) then return nil end
   if SHARED then return room_of(resource) > 0 and record or nil end
   return not call('ZSCORE', LEASES, resource) and record or nil
@@ -127,11 +127,24 @@ local function take_all(request)
   return granted
 end
 
--- Whether an item is what someone in line gathers, who wants several.
-local LOOKED_AT = 16
-local function is_kept(record)
-  local waiter, wanted = waiters().gatherer()
-  return waiter and fits(wanted.selectors, record)
+-- The first that is free, fits, and is not kept for who gathers several: resource, score, record.
+local function first_free(selectors)
+  local _, gathered
+  if GATHERING then _, gathered = waiters().gatherer() end
+  if gathered and not gathered.selectors then return nil end
+  for _, seen in ipairs(gathered and { AT_FIRST, AT_MOST } or { 1, AT_FIRST, AT_MOST }) do
+    local resources, scores, records = look(selectors, seen)
+    local full = {}
+    for k, resource in ipairs(resources) do
+      if not gathered or not fits(gathered.selectors, records[k]) then
+        if room_of(resource) > 0 then return resource, scores[k], records[k] end
+        full[#full + 1] = resource
+      end
+    end
+    -- More of them may be held than since maxHolders was lowered.
+    if #full > 0 then resettle(full) end
+    if #resources < seen then return nil end
+  end
 end
 
 -- Whether all that is over by now has been reclaimed.
@@ -148,7 +161,7 @@ local function serve_now(request)
       ripe, in_the_way = ripen(resource)
       local record, score
       if ripe then record, score = at_hand(request, resource) end
-      if record and not (GATHERING and score and is_kept(record)) then
+      if record and not (GATHERING and score and waiters().gatherer_of(record)) then
         local granted = take(request, resource, record, score)
         rebind(request.name, resource)
         return granted
@@ -166,13 +179,11 @@ local function serve_now(request)
       local granted = take_all(request)
       if granted then return granted end
     else
-      local resources, scores, records = look(request.selectors, GATHERING and LOOKED_AT or 1)
-      for k, resource in ipairs(resources) do
-        if not (GATHERING and is_kept(records[k])) then
-          local granted = take(request, resource, records[k], scores[k])
-          if request.name ~= '' then rebind(request.name, resource, in_the_way) end
-          return granted
-        end
+      local resource, score, record = first_free(request.selectors)
+      if resource then
+        local granted = take(request, resource, record, score)
+        if request.name ~= '' then rebind(request.name, resource, in_the_way) end
+        return granted
       end
     end
     -- Nothing is free: what is over is reclaimed.

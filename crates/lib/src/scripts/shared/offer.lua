@@ -3,8 +3,9 @@
 -- A waiter is in `waiters` by its turn, in `alive` until it is thought dead, and in `waiting` with what it asked for
 -- (JSON). An entry of `wants` begins with a class, then come the turn (16 digits) and the waiter: resources of that class
 -- would do. Classes: '*' NUL, whatever there is; '=' and the beginning of an entry of `by-label`; before either, '@' name
--- NUL: of what is reserved for that name. Who wants several is in class '#' NUL as well. What was offered to it is in `waiting` under waiter NUL: a JSON list of id, token, ...; it stays
--- there for a while after it was claimed, for who asks again as the reply was lost. Then the waiter is in `alive` alone.
+-- NUL: of what is reserved for that name. Who wants several is in class '#' NUL alone. What was offered to it is in `waiting`
+-- under waiter NUL: a JSON list of id, token, ...; it stays there for a while after it was claimed, for who asks again as the
+-- reply was lost. Then the waiter is in `alive` alone.
 --
 -- An offer is a lease that has expired already: nobody can renew it, and it is reclaimed CLOCK_SLACK from now on unless
 -- it is claimed. Its record has UNCLAIMED for the time of the grant, and the waiter in the holder's JSON.
@@ -13,6 +14,8 @@ local PASSED_OVER = 200 -- entries that one search passes over
 
 local function waiting_room()
   local room = {}
+  -- Whether it is known who gathers; who does, and what it asked for.
+  local is_known, gatherer, gathered = false, nil, nil
 
   local function recount()
     local before = WAIT_COUNT
@@ -28,11 +31,13 @@ local function waiting_room()
 
   -- It is offered to from now on, in its turn.
   function room.want(waiter, request)
+    is_known = false
     for _, class in ipairs(request.classes) do call('ZADD', WANTS, 0, class .. request.turn .. waiter) end
   end
 
   -- It is not offered to any more.
   function room.sated(waiter, request)
+    is_known = false
     for _, class in ipairs(request.classes) do call('ZREM', WANTS, class .. request.turn .. waiter) end
   end
 
@@ -82,44 +87,69 @@ local function waiting_room()
     return until_when and tonumber(until_when) > NOW
   end
 
+  -- What a live waiter asked for. One that is dead, and its entry of `wants`, must not stand in the way of all others: nil.
+  local function living(waiter, entry)
+    local request = is_alive(waiter) and room.request(waiter)
+    if request then return request end
+    room.drop(waiter)
+    call('ZREM', WANTS, entry)
+  end
+
   -- The first in line of those who want several: it alone gathers. Second result: what it asked for.
   function room.gatherer()
     for _ = 1, PASSED_OVER do
+      if is_known then break end
       local entry = call('ZRANGEBYLEX', WANTS, '[#\0', '(#\0:', 'LIMIT', 0, 1)[1]
-      if not entry then return nil end
-      local waiter = sub(entry, 19)
-      if is_alive(waiter) then return waiter, room.request(waiter) end
-      room.drop(waiter)
-      call('ZREM', WANTS, entry)
+      gatherer, gathered = nil, nil
+      if entry then gathered = living(sub(entry, 19), entry) end
+      if gathered then gatherer = sub(entry, 19) end
+      is_known = gathered ~= nil or not entry
     end
+    return gatherer, gathered
   end
 
-  -- The first live waiter that such a resource would do for, and what it asked for. Who wants several but does not gather
-  -- yet is passed over.
+  -- The same, if such a resource would do for it.
+  function room.gatherer_of(record)
+    local waiter, request = room.gatherer()
+    if waiter and fits(request.selectors, record) then return waiter, request end
+  end
+
+  -- The first live waiter that such a resource would do for, and what it asked for. Of those who want several, only the one
+  -- that gathers.
   function room.first_for(record, reserved_for)
     local reserved = reserved_for and '@' .. reserved_for .. '\0' or ''
-    local classes, from = { reserved .. '*\0' }, {}
+    local classes = { reserved .. '*\0' }
     for _, prefix in ipairs(label_prefixes(record)) do classes[#classes + 1] = reserved .. '=' .. prefix end
-    for k, class in ipairs(classes) do from[k] = '[' .. class end
+    local first, wanted
     for _ = 1, PASSED_OVER do
-      local first, found, which
-      for k, class in ipairs(classes) do
-        local entry = call('ZRANGEBYLEX', WANTS, from[k], '(' .. class .. ':', 'LIMIT', 0, 1)[1]
+      local found
+      first = nil
+      for _, class in ipairs(classes) do
+        local entry = call('ZRANGEBYLEX', WANTS, '[' .. class, '(' .. class .. ':', 'LIMIT', 0, 1)[1]
         local place = entry and sub(entry, #class + 1)
-        if place and (not first or place < first) then first, found, which = place, entry, k end
+        if place and (not first or place < first) then first, found = place, entry end
       end
-      if not first then return nil end
-      local waiter = sub(first, 17)
-      if not is_alive(waiter) then
-        room.drop(waiter)
-        -- Should it have been left behind, it must not stand in the way of all others.
-        call('ZREM', WANTS, found)
-      else
-        local request = room.request(waiter)
-        if request.n == 1 or waiter == room.gatherer() then return waiter, request end
-        from[which] = '(' .. found
+      if not first then break end
+      wanted = living(sub(first, 17), found)
+      if wanted then break end
+    end
+    local waiter, request
+    if not reserved_for then waiter, request = room.gatherer_of(record) end
+    if waiter and not (wanted and first < request.turn .. waiter) then return waiter, request end
+    if wanted then return sub(first, 17), wanted end
+  end
+
+  -- Whether enough is free for who gathers, beside one more. Quick: it may say so though it is not.
+  local function may_suffice(request)
+    if SHARED then return true end
+    if not request.selectors then return call('ZCARD', FREE) + 1 >= request.n end
+    local count = 1
+    for _, selector in ipairs(request.selectors) do
+      for k = 2, #selector do
+        count = count + call('ZLEXCOUNT', BY_LABEL, '[' .. selector[k], '(' .. selector[k] .. ':')
       end
     end
+    return count >= request.n
   end
 
   local function offer_all(waiter, request, resources)
@@ -143,6 +173,7 @@ local function waiting_room()
       offer_all(waiter, request, { resource })
       return true
     end
+    if not may_suffice(request) then return false end
     -- One of each first: what is shared is spread.
     local others, scores, records = look(request.selectors, request.n)
     local chosen, left = { resource }, request.n - 1

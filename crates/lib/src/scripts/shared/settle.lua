@@ -108,22 +108,30 @@ local function resettle(resources)
 end
 
 -- Offers what is free and would do for a waiter, until it has been offered something. Where someone before it gathers
--- what comes first, it may be what comes later.
-local TRIED = 16
-local function offer_free(waiter, request)
-  local resources, _, records = look(request.selectors, request.n > 1 and 1 or TRIED)
+-- what comes first, it may be what comes later; thoroughly: much later.
+local AT_FIRST, AT_MOST = 16, 200 -- how much of what is free is looked at
+local function offer_free(waiter, request, thoroughly)
+  local _, gathered = waiters().gatherer()
+  thoroughly = thoroughly and request.n == 1 and gathered and gathered.selectors
   local gathers = false
-  for k, resource in ipairs(resources) do
-    if call('HEXISTS', WAITING, waiter .. '\0') == 1 then return end
-    local first, wanted = waiters().first_for(records[k])
-    if first and not (wanted.n > 1 and gathers) then
-      gathers = wanted.n > 1
-      resettle({ resource })
+  for _, seen in ipairs(request.n > 1 and { 1 } or { AT_FIRST, thoroughly and AT_MOST }) do
+    local resources, _, records = look(request.selectors, seen)
+    for k, resource in ipairs(resources) do
+      if seen < AT_MOST or not fits(gathered.selectors, records[k]) then
+        if call('HEXISTS', WAITING, waiter .. '\0') == 1 then return end
+        local first, wanted = waiters().first_for(records[k])
+        if first and not (wanted.n > 1 and gathers) then
+          gathers = wanted.n > 1
+          resettle({ resource })
+        end
+      end
     end
+    if #resources < seen then return end
   end
 end
 
 -- Offers what is free to the first `count` in line, as far as they have not been offered anything.
+local IN_FRONT = 16 -- for whom this is done when what was kept from them is kept no more
 local function serve_line(count)
   if WAIT_COUNT == 0 or SUSPENDED then return end
   for _, waiter in ipairs(call('ZRANGE', WAITERS, 0, count - 1)) do

@@ -20,7 +20,12 @@ impl Reference {
         let mut results = vec![Reply::Nothing; asks.len()];
         let mut call = Call { gathering: self.gathers(), reclaimed: false };
         if call.gathering && !self.settings.suspended {
+            let gatherers = |of: &Self| of.line.values().filter(|waiter| waiter.ask.n > 1).count();
+            let before = gatherers(self);
             self.bury();
+            if gatherers(self) < before && self.serve_line() > 0 {
+                self.did("what a dead one gathered is for those in line");
+            }
             call.gathering = self.gathers();
         }
         // Those that ask for something special come first.
@@ -259,7 +264,8 @@ impl Reference {
         let reserved = || self.reserved_for(key) == ask.name && ask.name.is_some();
         self.items.contains_key(key)
             && self.fits(key, &ask.selectors)
-            && (self.free.contains_key(key) || reserved() && !self.quarantined.contains_key(key) && self.room(key) > 0)
+            && (self.free.contains_key(key) || reserved() && !self.quarantined.contains_key(key))
+            && self.room(key) > 0
     }
 
     /// Remembers what a name got. `in_the_way`: under which name the resource is held that it had before, if it is.

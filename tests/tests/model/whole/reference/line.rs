@@ -53,34 +53,32 @@ impl Reference {
     }
 
     fn first_for(&mut self, key: Name) -> Option<Name> {
-        loop {
+        let one = loop {
             let line = self.in_line();
             let mut wanting = line.into_iter().filter(|id| self.line[id].offer.is_none() && self.would_do(id, key));
-            let gathers = |id: &Name| self.line[id].ask.n > 1;
-            // Who wants several but does not gather yet is passed over, the dead among all before it are dropped.
-            let mut dead = None;
-            let mut candidates = Vec::new();
-            for id in wanting.by_ref() {
-                if !self.is_alive(id) {
-                    dead = Some(id);
-                    break;
+            let first = wanting.find(|id| self.line[id].ask.n == 1);
+            match first.filter(|id| !self.is_alive(id)) {
+                Some(dead) => {
+                    self.did("a dead waiter is passed over");
+                    self.drop_waiter(dead);
                 }
-                candidates.push((id, gathers(&id)));
-                if !gathers(&id) {
-                    break;
-                }
+                None => break first,
             }
-            drop(wanting);
-            for (id, gathers) in candidates {
-                if !gathers || self.gatherer() == Some(id) {
-                    return Some(id);
-                }
-                self.did("who gathers waits to be the first of those who do");
-            }
-            let dead = dead?;
-            self.did("a dead waiter is passed over");
-            self.drop_waiter(dead);
+        };
+        // Of those who want several, only the first counts.
+        let gatherer = if self.reserved_for(key).is_none() { self.gatherer() } else { None };
+        let gatherer = gatherer.filter(|id| self.would_do(id, key));
+        let turn = |id: &Name| (self.line[id].turn, *id);
+        let first = [one, gatherer].into_iter().flatten().min_by_key(turn);
+        let is_passed_over = |id: &Name| {
+            let waiter = &self.line[id];
+            let before = first.is_none_or(|first| turn(id) < turn(&first));
+            waiter.ask.n > 1 && waiter.offer.is_none() && Some(*id) != gatherer && before && self.would_do(id, key)
+        };
+        if self.line.keys().any(is_passed_over) {
+            self.did("who gathers waits to be the first of those who do");
         }
+        first
     }
 
     /// The first of those who want several: it alone gathers.
@@ -278,6 +276,7 @@ impl Reference {
     /// Offers what is free and would do for a waiter, until it has been offered something.
     fn offer_free(&mut self, id: Name, ask: &Ask) {
         let tried = if ask.n > 1 { 1 } else { TRIED };
+        self.gatherer();
         let mut gathers = false;
         for (i, key) in self.look(&ask.selectors, tried, 0).into_iter().enumerate() {
             if !self.is_waiting(id) {
