@@ -192,7 +192,7 @@ async fn waiters_and_sessions_are_listed_with_what_they_are_about() -> Result<()
 async fn leases_of_a_shared_pool_are_listed_each_for_itself() -> Result<()> {
     let (server, client) = server().await?;
     let shared = client.pool("licences")?;
-    let mode = Mode::Shared { max_holders: std::num::NonZeroU32::new(30) };
+    let mode = Mode::Shared { max_holders: std::num::NonZeroU32::new(450) };
     shared.configure(&PoolSettings { mode, ..PoolSettings::default() }, &Ownership::default()).await?;
     shared.extend([Item::new("matlab".parse()?)]).await?;
     let mut leases = Vec::new();
@@ -208,16 +208,43 @@ async fn leases_of_a_shared_pool_are_listed_each_for_itself() -> Result<()> {
     }
     assert_eq!(row(&printed(&server, &["resources", "licences"])?, "matlab")?[3], "3 holders");
 
-    // More than a page of them: what is not listed is said.
-    while let Some(lease) = shared.malloc().await? {
-        leases.push(lease);
+    // More than a page or two of them, of every kind: all are listed, one resource after the other, in the order of their
+    // grants.
+    let session = client.session("trainer").start().await?;
+    leases.push(shared.malloc().owner("kept").session(&session).await?.context("there is room")?);
+    loop {
+        let granted = shared.malloc().up_to(200).await?;
+        if granted.is_empty() {
+            break;
+        }
+        leases.extend(granted);
     }
-    let output = get(&server, &["leases", "licences"])?;
+    assert_eq!(leases.len(), 450);
+    shared.extend([Item::new("ansys".parse()?)]).await?;
+    let other = shared.malloc().await?.context("it is new")?;
+    shared.shrink(["matlab"]).await?;
+    let output = get(&server, &["leases", "licences", "-o", "json"])?;
     assert!(output.status.success());
-    let stderr = text(&output.stderr);
-    assert_eq!(stderr, "note: matlab of pool default/licences: 20 of its 30 leases are listed\n");
-    assert_eq!(text(&output.stdout).lines().count(), 21);
-    Ok(())
+    assert_eq!(text(&output.stderr), "");
+    let listed: Value = serde_json::from_slice(&output.stdout)?;
+    let listed = listed["items"].as_array().context("no list")?;
+    let held = |lease: &Value| (lease["resource"].as_str().map(str::to_owned), lease["fencingToken"].as_u64());
+    let mut expected = vec![(Some("ansys".to_owned()), Some(other.fencing_token()))];
+    let mut tokens: Vec<_> = leases.iter().map(Lease::fencing_token).collect();
+    tokens.sort_unstable();
+    expected.extend(tokens.iter().map(|token| (Some("matlab".to_owned()), Some(*token))));
+    assert_eq!(listed.iter().map(held).collect::<Vec<_>>(), expected);
+    assert!(listed.iter().all(|lease| lease["draining"] == (lease["resource"] == "matlab")));
+    let kept = listed.iter().find(|lease| lease["owner"] == "kept").context("it is not listed")?;
+    assert_eq!((&kept["session"], &kept["expiresAt"]), (&session.id().into(), &Value::Null));
+
+    // Those on one resource, page by page, too.
+    let table = printed(&server, &["leases", "licences", "matlab", "-o", "wide"])?;
+    let found: Vec<u64> = table.lines().skip(1).map(|line| Ok(cells(line)[7].parse()?)).collect::<Result<_>>()?;
+    assert_eq!(found, tokens);
+    let one: Value = serde_json::from_str(&printed(&server, &["leases", "licences", "ansys", "-o", "json"])?)?;
+    assert_eq!(held(&one), expected[0]);
+    Ok(session.end().await?)
 }
 
 #[tokio::test]
@@ -281,11 +308,20 @@ async fn an_empty_server_is_no_error_and_a_missing_name_is() -> Result<()> {
 #[tokio::test]
 async fn thousands_are_listed_and_a_reader_may_go_away() -> Result<()> {
     let (server, client) = server().await?;
-    pool(&client, "many", (0..5000).map(|n| format!("thing-{n:04}"))).await?;
+    let many = pool(&client, "many", (0..5000).map(|n| format!("thing-{n:04}"))).await?;
     let table = printed(&server, &["resources", "many"])?;
     assert_eq!(table.lines().count(), 5001);
     let names: Vec<_> = table.lines().skip(1).map(|line| cells(line)[1]).collect();
     assert!(names.is_sorted() && names[0] == "thing-0000" && names[4999] == "thing-4999");
+
+    let mut leases = Vec::new();
+    for _ in 0..3 {
+        leases.extend(many.malloc().up_to(200).await?);
+    }
+    let mut held: Vec<_> = leases.iter().map(|lease| lease.key().to_string()).collect();
+    held.sort();
+    let table = printed(&server, &["leases", "many"])?;
+    assert_eq!(table.lines().skip(1).map(|line| cells(line)[1]).collect::<Vec<_>>(), held);
 
     for format in ["table", "json", "yaml"] {
         let mut child = program::redis_allocator()?

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use agent::{SOON, Site, pool, pool_of};
 use anyhow::{Context, Result, ensure};
 use e2e::{Flavor, Server, eventually};
-use redis_allocator::{Client, Item, Ownership, PoolSettings};
+use redis_allocator::{Client, Item, Origin, Ownership, PoolSettings, SyncOptions};
 use serde_json::{Value, json};
 
 struct World {
@@ -267,6 +267,59 @@ async fn a_resource_that_changes_hands_is_foreseen_step_by_step() -> Result<()> 
         let (code, plan) = world.plan(&[]).await?;
         assert_eq!(code, 0, "{spec}: {plan}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_leaves_later_is_told_with_its_time_and_is_no_change() -> Result<()> {
+    let world = World::new().await?;
+    world.site.write("a.yaml", &pool("a", "{resources: [{name: x}]}"))?;
+    world.sync().await?;
+    let spec = "{resources: [{name: x}], sources: [{name: eu, http: {url: 'http://127.0.0.1:9/list'}}]}";
+    world.site.write("a.yaml", &pool("a", spec))?;
+    // As an agent does when the source lists less than before, and a program that declares for a time.
+    let a = world.client.pool("a")?;
+    let hour = Duration::from_hours(1);
+    let keep = SyncOptions { keep_missing: Some(hour), ..SyncOptions::default() };
+    for listed in [&["h1", "h2", "h3", "x"][..], &["h1"]] {
+        let items = listed.iter().map(|key| Ok(Item::new(key.parse()?))).collect::<Result<Vec<_>>>()?;
+        a.sync(&Origin::Source("eu".to_owned()), items, &keep).await?;
+    }
+    let many = (0..12).map(|n| Ok(Item::new(format!("own-{n:02}").parse()?))).collect::<Result<Vec<_>>>()?;
+    a.extend_for(hour * 2, many).await?;
+
+    let (code, plan) = world.plan(&[]).await?;
+    assert_eq!((code, &plan["changes"], &of(&plan, "default/a")?["action"]), (0, &json!(false), &json!("Keep")));
+    let origins = &of(&plan, "default/a")?["origins"];
+    assert_eq!((&origins[0]["origin"], &origins[1]["origin"]), (&json!("source/eu"), &json!("api")), "{plan}");
+    assert_eq!((&origins[0]["later"]["count"], &origins[1]["later"]["count"]), (&json!(3), &json!(12)), "{plan}");
+    let first = origins[0]["later"]["first"].as_array().context("no list")?;
+    assert_eq!(first.iter().map(|it| &it["name"]).collect::<Vec<_>>(), ["h2", "h3", "x"]);
+    assert_eq!(origins[1]["later"]["first"].as_array().map(Vec::len), Some(10));
+    let mut told = Vec::new();
+    for (departing, departure) in first.iter().zip(a.foresee_departures().await?) {
+        let at: k8s_openapi::jiff::Timestamp = departing["at"].as_str().context("no time")?.parse()?;
+        assert_eq!(u64::try_from(at.as_millisecond())?, departure.at.as_millis());
+        told.push(format!("{} at {at:.0}", departure.key));
+    }
+    let (code, text) = world.run(&[]).await?;
+    assert_eq!(code, 0);
+    let line = format!("keep default/a\n  source/eu: let go later, unless declared again 3: {}\n", told.join(", "));
+    assert!(text.starts_with(&line) && text.ends_with("pools: 1 as declared\n"), "{text}");
+    assert!(text.contains("  api: let go later, unless declared again 12: own-00 at "), "{text}");
+    let (_, yaml) = world.run(&["-o", "yaml"]).await?;
+    assert!(yaml.contains("action: Keep") && yaml.contains("name: h3") && yaml.contains("origin: source/eu"), "{yaml}");
+
+    // Without the source, what it brought leaves now: also what was to leave later.
+    world.site.write("a.yaml", &pool("a", "{resources: [{name: x}], maxShrinkPercent: 100}"))?;
+    let (code, plan) = world.plan(&[]).await?;
+    let origins = of(&plan, "default/a")?["origins"].as_array().context("no list")?;
+    let source = origins.iter().find(|it| it["origin"] == "source/eu").context("it leaves")?;
+    assert_eq!((code, &source["removed"]["first"]), (2, &json!(["h1", "h2", "h3"])), "{plan}");
+    assert_eq!((&source["kept"]["first"], &source["later"]), (&json!(["x"]), &Value::Null), "{plan}");
+    assert_eq!(foretold(&plan), synced(&world.sync().await?));
+    let left: Vec<_> = a.foresee_departures().await?.into_iter().map(|it| it.origin).collect();
+    assert_eq!(left, vec![Origin::Api; 12]);
     Ok(())
 }
 

@@ -16,6 +16,7 @@ mod embedded;
 mod http;
 mod leader;
 mod metrics;
+mod moment;
 mod notice;
 mod probe;
 mod reconcile;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::server::{NamespaceArgs, ServerArgs};
+use super::server::PoolArgs;
 
 /// The code that wrong arguments have everywhere here.
 const USAGE: u8 = 2;
@@ -18,13 +18,7 @@ const USAGE: u8 = 2;
                         resource while the next one has it: only fencing tokens tell the two apart.")]
 pub(crate) struct FreeArgs {
     #[command(flatten)]
-    server: ServerArgs,
-
-    #[command(flatten)]
-    namespace: NamespaceArgs,
-
-    /// The pool, as NAME or NAMESPACE/NAME.
-    pool: String,
+    pool: PoolArgs,
 
     /// The resource.
     key: String,
@@ -35,8 +29,8 @@ pub(crate) struct FreeArgs {
 }
 
 pub(crate) async fn run(args: FreeArgs) -> Result<ExitCode> {
-    let name = args.namespace.pool(&args.pool)?;
-    let FreeArgs { key, force, .. } = args;
+    let FreeArgs { pool, key, force } = args;
+    let name = pool.name()?;
     if !force {
         let _ = writeln!(
             io::stderr(),
@@ -45,8 +39,7 @@ pub(crate) async fn run(args: FreeArgs) -> Result<ExitCode> {
         );
         return Ok(USAGE.into());
     }
-    let client = args.server.connect().await?;
-    if !client.pool(name.as_str())?.force_free(key.as_str()).await? {
+    if !pool.open().await?.force_free(key.as_str()).await? {
         bail!("{key} of pool {name} is not leased: nothing was changed");
     }
     writeln!(io::stdout(), "the lease on {key} of pool {name} was ended")?;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
+    fmt::{Display, Write as _},
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     agent::Declared,
-    reconcile::plan::{Action, BindingPlan, HeldBack, Names, OriginPlan, PoolPlan, Question},
+    reconcile::plan::{
+        Action, BindingPlan, PoolPlan, Question,
+        origins::{Departing, HeldBack, OriginPlan},
+    },
     source::{
         Declaration,
         files::{FileSource, read_once},
@@ -88,11 +91,7 @@ pub(crate) async fn run(args: PlanArgs) -> Result<ExitCode> {
         Question { client: &client, declaration: &declaration, manager: &manager, takeover: args.takeover, remembered };
     let pools = question.answer().await?;
     let report = Report::new(pools, &declaration, notes);
-    let text = match args.output {
-        Told::Text => report.text(),
-        Told::Json => serde_json::to_string_pretty(&report)? + "\n",
-    };
-    io::stdout().write_all(text.as_bytes())?;
+    io::stdout().write_all(args.output.tell(&report, Report::text)?.as_bytes())?;
     Ok(ExitCode::from(report.code()))
 }
 
@@ -176,7 +175,7 @@ impl Report {
 impl PoolPlan {
     /// Whether there is nothing to tell of it.
     fn is_kept(&self) -> bool {
-        self.action == Action::Keep && self.bindings.is_empty()
+        self.action == Action::Keep && self.origins.is_empty() && self.bindings.is_empty()
     }
 
     // Writing to a String never fails.
@@ -226,14 +225,26 @@ impl OriginPlan {
             ("let go, kept by another origin", &self.kept),
         ];
         for (what, names) in some.into_iter().filter(|(_, names)| !names.is_empty()) {
-            let _ = writeln!(text, "  {}: {what} {}", self.origin, told(names));
+            let first = names.first.iter().map(String::as_str);
+            let _ = writeln!(text, "  {}: {what} {}", self.origin, told(names.count, first));
+        }
+        if !self.later.is_empty() {
+            let first = self.later.first.iter().map(|Departing { name, at }| format!("{name} at {at:.0}"));
+            let _ = writeln!(
+                text,
+                "  {}: let go later, unless declared again {}",
+                self.origin,
+                told(self.later.count, first)
+            );
         }
     }
 }
 
-fn told(names: &Names) -> String {
-    let more = if names.count > names.first.len() { ", …" } else { "" };
-    format!("{}: {}{more}", names.count, names.first.join(", "))
+/// How many, and the first of them.
+fn told(count: usize, first: impl ExactSizeIterator<Item: Display>) -> String {
+    let more = if count > first.len() { ", …" } else { "" };
+    let first: Vec<_> = first.map(|it| it.to_string()).collect();
+    format!("{count}: {}{more}", first.join(", "))
 }
 
 impl BindingPlan {
@@ -248,10 +259,13 @@ impl BindingPlan {
 
 #[cfg(test)]
 mod tests {
-    use redis_allocator::PoolName;
+    use redis_allocator::{Origin, PoolName};
 
     use super::*;
-    use crate::reconcile::plan::Edit;
+    use crate::reconcile::plan::{
+        Edit,
+        origins::{Departures, Names},
+    };
 
     fn pool(action: Action) -> PoolPlan {
         let pool: PoolName = "gpus".parse().unwrap();
@@ -264,21 +278,26 @@ mod tests {
 
     fn held_back() -> OriginPlan {
         OriginPlan {
-            origin: "spec".to_owned(),
-            added: Names::default(),
-            updated: Names::default(),
-            removed: Names::default(),
-            draining: Names::default(),
-            revoked: Names::default(),
-            kept: Names::default(),
             held_back: Some(HeldBack { found: 1, peak: 4, allowed_min: 2 }),
+            ..OriginPlan::idle(&Origin::Spec)
         }
+    }
+
+    /// Three resources are let go of later, and the first two are told of.
+    fn later() -> OriginPlan {
+        let departing = |name: &str, second: i64| Departing {
+            name: name.to_owned(),
+            at: jiff::Timestamp::from_millisecond(second * 1000 + 999).unwrap(),
+        };
+        let later = Departures { count: 3, first: vec![departing("d", 60), departing("e", 3600)] };
+        OriginPlan { later, ..OriginPlan::idle(&Origin::Source("eu".to_owned())) }
     }
 
     #[test]
     fn the_exit_code_tells_nothing_changes_and_errors_apart() {
         assert_eq!(report(Vec::new()).code(), 0);
         assert_eq!(report(vec![pool(Action::Keep)]).code(), 0);
+        assert_eq!(report(vec![PoolPlan { origins: vec![later()], ..pool(Action::Keep) }]).code(), 0);
         for action in [Action::Create, Action::Change, Action::Delete, Action::Abandon] {
             assert_eq!(report(vec![pool(Action::Keep), pool(action)]).code(), 2, "{action:?}");
         }
@@ -296,6 +315,16 @@ mod tests {
         let report = Report::new(Vec::new(), &trouble, Vec::new());
         assert_eq!(report.code(), 1);
         assert!(report.text().contains("error: reading x failed\nnote: not all"), "{}", report.text());
+    }
+
+    #[test]
+    fn what_is_let_go_of_later_is_told_of_a_pool_that_is_kept_too() {
+        let plan = PoolPlan { origins: vec![later()], ..pool(Action::Keep) };
+        assert_eq!(
+            report(vec![plan, pool(Action::Keep)]).text(),
+            "keep default/gpus\n  source/eu: let go later, unless declared again 3: d at 1970-01-01T00:01:00Z, e at \
+             1970-01-01T01:00:00Z, …\npools: 2 as declared\n"
+        );
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::{
 };
 
 use anyhow::Result;
-use redis_allocator::{Cause, Pool};
+use redis_allocator::Cause;
 
-use super::server::{NamespaceArgs, ServerArgs};
+use super::server::PoolArgs;
 
 /// What `quarantine` takes.
 #[derive(Debug, clap::Args)]
@@ -16,13 +16,7 @@ use super::server::{NamespaceArgs, ServerArgs};
                         The agent keeps a quarantine made here: a probe that succeeds does not end it.")]
 pub(crate) struct QuarantineArgs {
     #[command(flatten)]
-    server: ServerArgs,
-
-    #[command(flatten)]
-    namespace: NamespaceArgs,
-
-    /// The pool, as NAME or NAMESPACE/NAME.
-    pool: String,
+    pool: PoolArgs,
 
     /// The resource.
     key: String,
@@ -44,13 +38,7 @@ pub(crate) struct QuarantineArgs {
 )]
 pub(crate) struct UnquarantineArgs {
     #[command(flatten)]
-    server: ServerArgs,
-
-    #[command(flatten)]
-    namespace: NamespaceArgs,
-
-    /// The pool, as NAME or NAMESPACE/NAME.
-    pool: String,
+    pool: PoolArgs,
 
     /// The resource.
     #[arg(required_unless_present = "recovered")]
@@ -61,13 +49,8 @@ pub(crate) struct UnquarantineArgs {
     recovered: bool,
 }
 
-async fn pool(server: &ServerArgs, namespace: &NamespaceArgs, name: &str) -> Result<Pool> {
-    let name = namespace.pool(name)?;
-    Ok(server.connect().await?.pool(name.as_str())?)
-}
-
 pub(crate) async fn quarantine(args: QuarantineArgs) -> Result<ExitCode> {
-    let pool = pool(&args.server, &args.namespace, &args.pool).await?;
+    let pool = args.pool.open().await?;
     let period = args.period.map(redis_allocator_crd::Duration::as_std);
     let key = &args.key;
     let done = pool.quarantine(key.as_str(), period, &args.reason, Cause::Manual).await?;
@@ -78,7 +61,7 @@ pub(crate) async fn quarantine(args: QuarantineArgs) -> Result<ExitCode> {
 }
 
 pub(crate) async fn unquarantine(args: UnquarantineArgs) -> Result<ExitCode> {
-    let pool = pool(&args.server, &args.namespace, &args.pool).await?;
+    let pool = args.pool.open().await?;
     let Some(key) = &args.key else {
         let count = pool.end_recovery().await?;
         writeln!(io::stdout(), "the hold on pool {} has ended: {count} resources were held back", pool.name())?;

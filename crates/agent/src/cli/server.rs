@@ -1,9 +1,11 @@
-//! Which server a command talks to, found in the three ways a user can say it. It must not know what the command does.
+//! Which server a command talks to, found in the three ways a user can say it, and about which pool. It must not know what
+//! the command does.
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
-use redis_allocator::{Client, PoolName};
+use anyhow::{Context as _, Result, bail};
+use redis_allocator::{Client, Pool, PoolName};
+use serde::Serialize;
 
 use crate::state::StateDir;
 
@@ -96,6 +98,18 @@ pub(crate) enum Told {
     Text,
     /// For programs.
     Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+impl Told {
+    pub(crate) fn tell<T: Serialize>(self, report: &T, text: impl FnOnce(&T) -> String) -> Result<String> {
+        Ok(match self {
+            Self::Text => text(report),
+            Self::Json => serde_json::to_string_pretty(report)? + "\n",
+            Self::Yaml => serde_saphyr::to_string(report).context("writing YAML failed")?.trim_end().to_owned() + "\n",
+        })
+    }
 }
 
 /// Whose pools: the namespace of the names that don't say theirs.
@@ -113,6 +127,31 @@ impl NamespaceArgs {
             Some((namespace, name)) => PoolName::new(namespace, name)?,
             None => PoolName::new(&self.namespace, name)?,
         })
+    }
+}
+
+/// The one pool that a command is about.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PoolArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+
+    #[command(flatten)]
+    namespace: NamespaceArgs,
+
+    /// The pool, as NAME or NAMESPACE/NAME.
+    pool: String,
+}
+
+impl PoolArgs {
+    pub(crate) fn name(&self) -> Result<PoolName> {
+        self.namespace.pool(&self.pool)
+    }
+
+    /// The pool on its server, whether it exists or not.
+    pub(crate) async fn open(&self) -> Result<Pool> {
+        let name = self.name()?;
+        Ok(self.server.connect().await?.pool(name.as_str())?)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::server::{NamespaceArgs, ServerArgs};
+use super::server::PoolArgs;
 
 /// What `takeover` takes.
 #[derive(Debug, clap::Args)]
@@ -16,13 +16,7 @@ use super::server::{NamespaceArgs, ServerArgs};
                         directory, unless --manager-id names another; `get pools -o wide` shows each pool's.")]
 pub(crate) struct TakeoverArgs {
     #[command(flatten)]
-    server: ServerArgs,
-
-    #[command(flatten)]
-    namespace: NamespaceArgs,
-
-    /// The pool, as NAME or NAMESPACE/NAME.
-    pool: String,
+    pool: PoolArgs,
 
     /// Who manages it from now on.
     #[arg(long, value_name = "ID")]
@@ -30,10 +24,9 @@ pub(crate) struct TakeoverArgs {
 }
 
 pub(crate) async fn run(args: TakeoverArgs) -> Result<ExitCode> {
-    let name = args.namespace.pool(&args.pool)?;
-    let client = args.server.connect().await?;
-    let previous = client.pool(name.as_str())?.takeover(&args.manager_id).await?;
-    let manager = &args.manager_id;
+    let pool = args.pool.open().await?;
+    let (name, manager) = (pool.name(), &args.manager_id);
+    let previous = pool.takeover(manager).await?;
     let mut out = io::stdout();
     match previous {
         Some(previous) if previous == *manager => writeln!(out, "pool {name} is managed by {manager} already")?,

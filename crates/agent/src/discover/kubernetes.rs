@@ -147,21 +147,13 @@ fn collect(keys: impl Iterator<Item = String>) -> Result<Vec<Resource>, Trouble>
 }
 
 fn is_ready_pod(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = |conditions: &Vec<_>| {
-        let is_ready = |it: &k8s_openapi::api::core::v1::PodCondition| it.type_ == "Ready" && it.status == "True";
-        conditions.iter().any(is_ready)
-    };
-    pod.metadata.deletion_timestamp.is_none() && conditions.is_some_and(ready)
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    pod.metadata.deletion_timestamp.is_none() && conditions.any(|it| it.type_ == "Ready" && it.status == "True")
 }
 
 fn is_ready_node(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ready = |conditions: &Vec<_>| {
-        let is_ready = |it: &k8s_openapi::api::core::v1::NodeCondition| it.type_ == "Ready" && it.status == "True";
-        conditions.iter().any(is_ready)
-    };
-    node.metadata.deletion_timestamp.is_none() && conditions.is_some_and(ready)
+    let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    node.metadata.deletion_timestamp.is_none() && conditions.any(|it| it.type_ == "Ready" && it.status == "True")
 }
 
 fn internal_ip(node: &Node) -> Option<&str> {

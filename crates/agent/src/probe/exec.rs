@@ -79,6 +79,9 @@ async fn read_beginning(source: Option<impl AsyncRead + Unpin>, beginning: &mut 
 mod tests {
     use super::*;
 
+    /// How often a test looks whether something has happened.
+    const LOOK: Duration = Duration::from_millis(10);
+
     async fn run(command: &[&str]) -> Result<(), String> {
         probe(&command.iter().map(|&part| part.to_owned()).collect::<Vec<_>>()).await
     }
@@ -111,15 +114,29 @@ mod tests {
         let file = temp.path().join("pid");
         let script = format!("sleep 1000 & echo $! > {}; wait", file.display());
         let command = ["sh", "-c", &script];
-        tokio::time::timeout(Duration::from_millis(500), run(&command)).await.unwrap_err();
-        let pid: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
-        for _ in 0..100 {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            if stat.is_empty() || stat.contains(") Z") {
-                return;
+        let started = async {
+            loop {
+                if let Ok(pid) = std::fs::read_to_string(&file).unwrap_or_default().trim().parse::<u32>() {
+                    break pid;
+                }
+                tokio::time::sleep(LOOK).await;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("process {pid} still runs");
+        };
+        let pid = tokio::select! {
+            outcome = run(&command) => panic!("it ended by itself: {outcome:?}"),
+            pid = started => pid,
+        };
+        let ended = async {
+            loop {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                if stat.is_empty() || stat.contains(") Z") {
+                    break;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ended)
+            .await
+            .unwrap_or_else(|_| panic!("process {pid} still runs"));
     }
 }

@@ -1,15 +1,17 @@
 //! What reconciling everything that is declared would do now, asked in the steps of [`supervise`](super::supervise),
 //! [`apply`](super::apply) and [`delete`](super::delete), without writing anything.
 
+pub(crate) mod origins;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use redis_allocator::{
-    BindPolicy, Binding, Client, Error, Item, Leaving, Mode, Origin, Ownership, PoolName, PoolSettings, ResourceKey,
-    SyncForesight, SyncOutcome, Timestamp,
+    BindPolicy, Binding, Client, Error, Item, Mode, Origin, Ownership, PoolName, PoolSettings, ResourceKey, Timestamp,
 };
 use redis_allocator_crd::DeletionPolicy;
 use serde::Serialize;
 
+use self::origins::OriginPlan;
 use super::{
     apply::{is_undeclared_binding, undeclared_origins},
     conditions::{in_manifest_form, reason},
@@ -20,9 +22,6 @@ use crate::{
     source::Declaration,
     state::RememberedPool,
 };
-
-/// How many of many names are told.
-const TOLD: usize = 10;
 
 /// On whose behalf is asked.
 #[derive(Debug)]
@@ -80,50 +79,6 @@ pub(crate) struct Edit {
     pub(crate) field: &'static str,
     pub(crate) from: String,
     pub(crate) to: String,
-}
-
-/// What would become of an origin's resources.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct OriginPlan {
-    pub(crate) origin: String,
-    #[serde(skip_serializing_if = "Names::is_empty")]
-    pub(crate) added: Names,
-    #[serde(skip_serializing_if = "Names::is_empty")]
-    pub(crate) updated: Names,
-    /// They are not leased, and go at once.
-    #[serde(skip_serializing_if = "Names::is_empty")]
-    pub(crate) removed: Names,
-    /// They go with their leases.
-    #[serde(skip_serializing_if = "Names::is_empty")]
-    pub(crate) draining: Names,
-    /// They go at once, and their leases end.
-    #[serde(skip_serializing_if = "Names::is_empty")]
-    pub(crate) revoked: Names,
-    /// They stay, as another origin declares them as well.
-    #[serde(skip_serializing_if = "Names::is_empty")]
-    pub(crate) kept: Names,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) held_back: Option<HeldBack>,
-}
-
-/// So many resources, and the first of them by name.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Names {
-    pub(crate) count: usize,
-    pub(crate) first: Vec<String>,
-}
-
-/// A shrink that goes too far.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct HeldBack {
-    /// How many resources are declared now.
-    pub(crate) found: u64,
-    /// The most that were declared lately.
-    pub(crate) peak: u64,
-    /// The fewest that would be let through.
-    pub(crate) allowed_min: u64,
 }
 
 /// What would become of a binding.
@@ -203,7 +158,8 @@ impl Question<'_> {
             now = Some(info.now);
         }
         let foreseen = pool.foresee_syncs(syncs, &desired.sync_options()).await?;
-        plan.origins = foreseen.into_iter().filter_map(OriginPlan::of).collect();
+        let departures = if info.is_some() { pool.foresee_departures().await? } else { Vec::new() };
+        plan.origins = origins::plans(foreseen, departures);
         plan.bindings = bindings(desired, &bound, self.declaration.complete, now);
         if plan.action == Action::Keep {
             plan.action = plan.judge(configured.recovered);
@@ -248,56 +204,15 @@ impl PoolPlan {
     fn judge(&self, recovered: bool) -> Action {
         let changes = recovered
             || !self.settings.is_empty()
-            || self.origins.iter().any(|origin| origin.held_back.is_none())
+            || self.origins.iter().any(OriginPlan::changes)
             || self.bindings.iter().any(|binding| binding.action != Action::Refuse);
         if changes {
             Action::Change
-        } else if !self.origins.is_empty() {
+        } else if self.origins.iter().any(|origin| origin.held_back.is_some()) {
             Action::HoldBack
         } else {
             Action::Keep
         }
-    }
-}
-
-impl OriginPlan {
-    /// `None` if nothing is to be done.
-    fn of(foreseen: SyncForesight) -> Option<Self> {
-        let SyncForesight { origin, outcome, added, updated, removed, kept, later: _ } = foreseen;
-        let held_back = match outcome {
-            SyncOutcome::HeldBack { found, peak, allowed_min } => Some(HeldBack { found, peak, allowed_min }),
-            _ => None,
-        };
-        let leaving = |how| removed.iter().filter(move |(_, leaving)| *leaving == how).map(|(key, _)| key);
-        let plan = Self {
-            origin: origin.to_string(),
-            added: Names::of(&added),
-            updated: Names::of(&updated),
-            removed: Names::of(leaving(Leaving::AtOnce)),
-            draining: Names::of(leaving(Leaving::Draining)),
-            revoked: Names::of(leaving(Leaving::Revoked)),
-            kept: Names::of(&kept),
-            held_back,
-        };
-        let is_idle = plan.held_back.is_none() && [&added, &updated, &kept].iter().all(|names| names.is_empty());
-        (!is_idle || !removed.is_empty()).then_some(plan)
-    }
-}
-
-impl Names {
-    fn of<'a>(keys: impl IntoIterator<Item = &'a ResourceKey>) -> Self {
-        let mut names = Self::default();
-        for key in keys {
-            names.count += 1;
-            if names.count <= TOLD {
-                names.first.push(key.to_string());
-            }
-        }
-        names
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
     }
 }
 

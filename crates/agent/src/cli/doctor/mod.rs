@@ -51,10 +51,6 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<ExitCode> {
     findings.extend(server::judge_clocks(&servers));
     findings.extend(pools::examine(&client, named).await?);
     let report = Report::new(findings);
-    let text = match args.output {
-        Told::Text => report.text(),
-        Told::Json => serde_json::to_string_pretty(&report)? + "\n",
-    };
-    io::stdout().write_all(text.as_bytes())?;
+    io::stdout().write_all(args.output.tell(&report, Report::text)?.as_bytes())?;
     Ok(if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

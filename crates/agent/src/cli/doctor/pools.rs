@@ -6,8 +6,8 @@ use std::{
 };
 
 use redis_allocator::{
-    CLOCK_SLACK, Client, Error, Hold, Invariant, Longest, Permissions, Place, PoolInfo, PoolName, ResourceState,
-    SessionInfo, Timestamp, Violation, WaiterInfo,
+    CLOCK_SLACK, Client, Error, Hold, Invariant, ListedLease, Longest, Permissions, PoolInfo, PoolName, SessionInfo,
+    Timestamp, Violation, WaiterInfo,
 };
 
 use super::finding::Finding;
@@ -21,7 +21,7 @@ const WAITERS: u32 = 200;
 /// What was read of a pool.
 struct Seen {
     info: PoolInfo,
-    resources: Vec<ResourceState>,
+    leases: Vec<ListedLease>,
     violations: Vec<Violation>,
     waiters: Vec<WaiterInfo>,
     sessions: Vec<SessionInfo>,
@@ -53,13 +53,13 @@ pub(super) async fn examine(client: &Client, named: Vec<PoolName>) -> Result<Vec
     for name in &pools {
         let pool = client.pool(name.as_str())?;
         let looked = async {
-            // The resources first: what is granted meanwhile may be the longest lease ever.
-            let resources = pool.snapshot().await?;
+            // The leases first: what is granted meanwhile may be the longest lease ever.
+            let leases = pool.leases().await?;
             let waiters = pool.waiters(0, WAITERS).await?.waiters;
             let sessions = pool.sessions().await?;
             let info = pool.info().await?;
             let violations = pool.check().await?;
-            Ok::<_, Error>(Seen { info, resources, violations, waiters, sessions })
+            Ok::<_, Error>(Seen { info, leases, violations, waiters, sessions })
         };
         match looked.await {
             Ok(seen) => {
@@ -140,7 +140,7 @@ fn permissions(address: &str, pool: &PoolName, asked: Result<Permissions, Error>
 
 /// What is found of a pool that can be read.
 fn judge(seen: &Seen) -> Vec<Finding> {
-    let Seen { info, resources, violations, .. } = seen;
+    let Seen { info, leases, violations, .. } = seen;
     let subject = info.name.as_str();
     let mut findings = Vec::new();
     let mut broken = BTreeMap::<Invariant, BTreeSet<&str>>::new();
@@ -157,10 +157,7 @@ fn judge(seen: &Seen) -> Vec<Finding> {
         ));
     }
     let now = info.now.as_millis();
-    let ends = resources.iter().flat_map(|resource| {
-        let ends = resource.holders.iter().filter_map(|lease| Some(lease.expires_at?.as_millis()));
-        ends.map(|end| (resource.key.as_str(), end))
-    });
+    let ends = leases.iter().filter_map(|it| Some((it.key.as_str(), it.lease.expires_at?.as_millis())));
     let overdue: Vec<_> = ends.clone().filter(|(_, end)| end + millis(CLOCK_SLACK + OVERDUE) < now).collect();
     // Nobody collects the lead of an agent that was killed, and the next one finds it.
     if let Some((first, end)) = overdue.first()
@@ -270,10 +267,10 @@ async fn agents(client: &Client, managers: &BTreeMap<String, Vec<PoolName>>) -> 
         let mut leading = 0;
         for name in client.pools(SYSTEM_NAMESPACE).await? {
             let pool = client.pool(name.as_str())?;
-            match (pool.info().await, pool.snapshot().await) {
-                (Ok(info), Ok(resources)) => {
-                    let is_live = |resource: &ResourceState| matches!(&resource.place, Place::Leased(lease) if lease.expires_at > Some(info.now));
-                    leading += usize::from(resources.iter().any(is_live));
+            match (pool.info().await, pool.leases().await) {
+                (Ok(info), Ok(leases)) => {
+                    let is_live = |it: &ListedLease| it.lease.expires_at > Some(info.now);
+                    leading += usize::from(leases.iter().any(is_live));
                 }
                 (Err(Error::UnknownPool { .. }), _) | (_, Err(Error::UnknownPool { .. })) => {}
                 (Err(error), _) | (_, Err(error)) => return Err(error),

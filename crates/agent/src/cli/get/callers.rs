@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use jiff::Timestamp;
-use redis_allocator::{Client, Error, Pool, PoolName, SessionInfo, WaiterInfo};
+use redis_allocator::{Error, Pool, PoolName, SessionInfo, WaiterInfo};
 use serde::Serialize;
 
 use super::{
     age::{since, until},
-    fetch::{Fetch, Found, Scope, time},
+    fetch::{Ask, Fetch, Found},
     output::Row,
 };
-use crate::state::StateDir;
+use crate::moment::moment;
 
 /// How many waiters are read in one call.
 const PAGE: u32 = 200;
@@ -71,8 +71,8 @@ impl WaiterView {
             priority: waiter.priority,
             count: waiter.count,
             selectors: waiter.selectors.iter().map(ToString::to_string).collect(),
-            since: time(waiter.since),
-            died_at: is_dead.then(|| time(waiter.alive_until)),
+            since: moment(waiter.since),
+            died_at: is_dead.then(|| moment(waiter.alive_until)),
         }
     }
 }
@@ -98,10 +98,6 @@ impl Row for WaiterView {
         ]
     }
 
-    fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
     fn id(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.pool, &self.id)
     }
@@ -111,9 +107,9 @@ impl Fetch for WaiterView {
     const KIND: &'static str = "waiter";
     const PLURAL: &'static str = "waiters";
 
-    async fn fetch(client: &Client, scope: &Scope, name: Option<&str>, _: Option<&StateDir>) -> Result<Found<Self>> {
-        let is_asked_for = |waiter: &Self| name.is_none_or(|name| waiter.id == name || waiter.owner == name);
-        scope.each(client, async |pool| Ok(waiters(&pool).await?.into_iter().filter(is_asked_for).collect())).await
+    async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
+        let is_asked_for = |waiter: &Self| ask.is_for(&waiter.id) || ask.is_for(&waiter.owner);
+        ask.each(async |pool| Ok(waiters(&pool).await?.into_iter().filter(is_asked_for).collect())).await
     }
 }
 
@@ -161,7 +157,7 @@ impl SessionView {
             name: session.name,
             id: session.id,
             state: if session.alive { Life::Alive } else { Life::Dead },
-            until: time(session.until),
+            until: moment(session.until),
             leases: session.leases,
         }
     }
@@ -185,10 +181,6 @@ impl Row for SessionView {
         ]
     }
 
-    fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
     fn id(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.pool, &self.id)
     }
@@ -198,14 +190,13 @@ impl Fetch for SessionView {
     const KIND: &'static str = "session";
     const PLURAL: &'static str = "sessions";
 
-    async fn fetch(client: &Client, scope: &Scope, name: Option<&str>, _: Option<&StateDir>) -> Result<Found<Self>> {
-        let is_asked_for = |session: &Self| name.is_none_or(|name| session.id == name || session.name == name);
-        scope
-            .each(client, async |pool| {
-                let sessions = pool.sessions().await?.into_iter();
-                Ok(sessions.map(|session| Self::new(pool.name(), session)).filter(is_asked_for).collect())
-            })
-            .await
+    async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
+        let is_asked_for = |session: &Self| ask.is_for(&session.id) || ask.is_for(&session.name);
+        ask.each(async |pool| {
+            let sessions = pool.sessions().await?.into_iter();
+            Ok(sessions.map(|session| Self::new(pool.name(), session)).filter(is_asked_for).collect())
+        })
+        .await
     }
 }
 

@@ -4,9 +4,8 @@
 use std::{collections::BTreeSet, fmt};
 
 use anyhow::Result;
-use jiff::Timestamp;
 use redis_allocator::{
-    Binding, Client, Error, Hold, LeaseInfo, Mark, Origin, Place, Pool, PoolInfo, PoolName, ResourceState,
+    Binding, Client, Error, Hold, LeaseInfo, ListedLease, Mark, Origin, Place, Pool, PoolInfo, PoolName, ResourceState,
 };
 use redis_allocator_crd::SourceStatus;
 
@@ -15,6 +14,7 @@ use super::view::{
     SourceView, State, UNKNOWN,
 };
 use crate::{
+    moment::moment,
     reconcile::SYSTEM_NAMESPACE,
     state::{StateDir, StatusFile},
 };
@@ -56,24 +56,55 @@ impl Scope {
         pools.sort();
         Ok(pools)
     }
+}
 
+/// What is asked.
+#[derive(Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) client: &'a Client,
+    pub(super) scope: Scope,
+    /// The one thing that is wanted; else all are.
+    pub(super) name: Option<&'a str>,
+    /// Where an agent on this machine says what it thinks.
+    pub(super) state: Option<&'a StateDir>,
+}
+
+impl Ask<'_> {
     /// Asks each pool. One that was deleted since it was listed is passed over.
     /// One of several that can't be read does not hide the others, unless it is the server that does not answer.
-    pub(super) async fn each<T>(
-        &self,
-        client: &Client,
-        ask: impl AsyncFn(Pool) -> Result<Vec<T>, Error>,
-    ) -> Result<Found<T>> {
-        let mut found = Found { rows: Vec::new(), unread: Vec::new(), notes: Vec::new() };
-        for name in self.pools(client).await? {
-            match ask(client.pool(name.as_str())?).await {
+    pub(super) async fn each<T>(&self, ask: impl AsyncFn(Pool) -> Result<Vec<T>, Error>) -> Result<Found<T>> {
+        let mut found = Found { rows: Vec::new(), unread: Vec::new() };
+        for name in self.scope.pools(self.client).await? {
+            match ask(self.client.pool(name.as_str())?).await {
                 Ok(rows) => found.rows.extend(rows),
-                Err(error) if matches!(self, Self::Pool(_)) || error.is_transient() => return Err(error.into()),
+                Err(error) if matches!(self.scope, Scope::Pool(_)) || error.is_transient() => return Err(error.into()),
                 Err(Error::UnknownPool { .. }) => {}
                 Err(error) => found.unread.push((name, error)),
             }
         }
         Ok(found)
+    }
+
+    /// Whether a thing of this name is wanted.
+    pub(super) fn is_for(&self, name: &str) -> bool {
+        self.name.is_none_or(|wanted| wanted == name)
+    }
+
+    /// What an agent on this machine wrote. A state directory that can't be read costs the conditions, not the list.
+    fn status(&self) -> Option<StatusFile> {
+        let state = self.state?;
+        let mut status = state.status().unwrap_or_else(|error| {
+            tracing::debug!(%error, "no conditions are shown");
+            None
+        })?;
+        // Asked second: an agent that ended in between has written its last.
+        let runs = state.running_agent().is_ok_and(|agent| agent.is_some());
+        if !runs {
+            doubt(&mut status, "AgentNotRunning", "the agent that said it does not run");
+        } else if !status.leader {
+            doubt(&mut status, "AgentNotLeading", "the agent that said it no longer leads");
+        }
+        Some(status)
     }
 }
 
@@ -83,8 +114,6 @@ pub(super) struct Found<T> {
     pub(super) rows: Vec<T>,
     /// The pools that could not be read, and why.
     pub(super) unread: Vec<(PoolName, Error)>,
-    /// What the reader should know of what is listed.
-    pub(super) notes: Vec<String>,
 }
 
 /// A kind of thing that can be listed.
@@ -92,18 +121,17 @@ pub(super) trait Fetch: Sized {
     const KIND: &'static str;
     const PLURAL: &'static str;
 
-    /// All of them in `scope`, or the one of this name, in a stable order.
-    async fn fetch(client: &Client, scope: &Scope, name: Option<&str>, state: Option<&StateDir>)
-    -> Result<Found<Self>>;
+    /// All that is asked for, in a stable order.
+    async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>>;
 }
 
 impl Fetch for PoolView {
     const KIND: &'static str = "pool";
     const PLURAL: &'static str = "pools";
 
-    async fn fetch(client: &Client, scope: &Scope, _: Option<&str>, state: Option<&StateDir>) -> Result<Found<Self>> {
-        let status = status(state);
-        scope.each(client, async |pool| Ok(vec![pool_view(pool.info().await?, status.as_ref())])).await
+    async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
+        let status = ask.status();
+        ask.each(async |pool| Ok(vec![pool_view(pool.info().await?, status.as_ref())])).await
     }
 }
 
@@ -111,13 +139,15 @@ impl Fetch for ResourceView {
     const KIND: &'static str = "resource";
     const PLURAL: &'static str = "resources";
 
-    async fn fetch(client: &Client, scope: &Scope, name: Option<&str>, _: Option<&StateDir>) -> Result<Found<Self>> {
-        scope
-            .each(client, async |pool| {
-                let states = resources(&pool, name).await?;
-                Ok(states.into_iter().map(|state| resource_view(pool.name(), state)).collect())
-            })
-            .await
+    async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
+        ask.each(async |pool| {
+            let states = match ask.name {
+                Some(name) => pool.get(name).await?.into_iter().collect(),
+                None => pool.snapshot().await?,
+            };
+            Ok(states.into_iter().map(|state| resource_view(pool.name(), state)).collect())
+        })
+        .await
     }
 }
 
@@ -125,19 +155,15 @@ impl Fetch for LeaseView {
     const KIND: &'static str = "lease";
     const PLURAL: &'static str = "leases";
 
-    async fn fetch(client: &Client, scope: &Scope, name: Option<&str>, _: Option<&StateDir>) -> Result<Found<Self>> {
-        let found = scope
-            .each(client, async |pool| {
-                let states = resources(&pool, name).await?;
-                Ok(states.into_iter().map(|state| Leases::new(pool.name(), state)).collect())
-            })
-            .await?;
-        let mut leases = Found { rows: Vec::new(), unread: found.unread, notes: Vec::new() };
-        for Leases { listed, note } in found.rows {
-            leases.rows.extend(listed);
-            leases.notes.extend(note);
-        }
-        Ok(leases)
+    async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
+        ask.each(async |pool| {
+            let leases = match ask.name {
+                Some(name) => pool.leases_on(name).await?,
+                None => pool.leases().await?,
+            };
+            Ok(leases.into_iter().map(|lease| lease_view(pool.name(), lease)).collect())
+        })
+        .await
     }
 }
 
@@ -145,28 +171,22 @@ impl Fetch for BindingView {
     const KIND: &'static str = "binding";
     const PLURAL: &'static str = "bindings";
 
-    async fn fetch(
-        client: &Client,
-        scope: &Scope,
-        name: Option<&str>,
-        state: Option<&StateDir>,
-    ) -> Result<Found<Self>> {
-        let status = status(state);
-        scope
-            .each(client, async |pool| {
-                let mut bindings: Vec<_> = match name {
-                    Some(name) => pool.binding(name).await?.into_iter().collect(),
-                    None => pool.bindings().await?,
-                };
-                bindings.sort_by(|a, b| a.name.cmp(&b.name));
-                let about = match &status {
-                    Some(status) if pool.info().await?.manager.as_ref() == Some(&status.manager) => Some(status),
-                    _ => None,
-                };
-                let view = |binding| binding_view(pool.name(), binding, about);
-                Ok(bindings.into_iter().map(view).collect())
-            })
-            .await
+    async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
+        let status = ask.status();
+        ask.each(async |pool| {
+            let mut bindings: Vec<_> = match ask.name {
+                Some(name) => pool.binding(name).await?.into_iter().collect(),
+                None => pool.bindings().await?,
+            };
+            bindings.sort_by(|a, b| a.name.cmp(&b.name));
+            let about = match &status {
+                Some(status) if pool.info().await?.manager.as_ref() == Some(&status.manager) => Some(status),
+                _ => None,
+            };
+            let view = |binding| binding_view(pool.name(), binding, about);
+            Ok(bindings.into_iter().map(view).collect())
+        })
+        .await
     }
 }
 
@@ -174,41 +194,17 @@ impl Fetch for SourceView {
     const KIND: &'static str = "source";
     const PLURAL: &'static str = "sources";
 
-    async fn fetch(
-        client: &Client,
-        scope: &Scope,
-        name: Option<&str>,
-        state: Option<&StateDir>,
-    ) -> Result<Found<Self>> {
-        let status = status(state);
-        scope
-            .each(client, async |pool| {
-                let info = pool.info().await?;
-                // What an agent wrote about a pool of the same name on another server is none of this pool's business.
-                let about = status.as_ref().filter(|status| info.manager.as_ref() == Some(&status.manager));
-                let said = about.map_or(&[][..], |status| status.pool_sources(&info.name));
-                let views = source_views(&info, said).into_iter();
-                Ok(views.filter(|view| name.is_none_or(|name| view.name == name)).collect())
-            })
-            .await
+    async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
+        let status = ask.status();
+        ask.each(async |pool| {
+            let info = pool.info().await?;
+            // What an agent wrote about a pool of the same name on another server is none of this pool's business.
+            let about = status.as_ref().filter(|status| info.manager.as_ref() == Some(&status.manager));
+            let said = about.map_or(&[][..], |status| status.pool_sources(&info.name));
+            Ok(source_views(&info, said).into_iter().filter(|view| ask.is_for(&view.name)).collect())
+        })
+        .await
     }
-}
-
-/// What an agent on this machine wrote. A state directory that can't be read costs the conditions, not the list.
-fn status(state: Option<&StateDir>) -> Option<StatusFile> {
-    let state = state?;
-    let mut status = state.status().unwrap_or_else(|error| {
-        tracing::debug!(%error, "no conditions are shown");
-        None
-    })?;
-    // Asked second: an agent that ended in between has written its last.
-    let runs = state.running_agent().is_ok_and(|agent| agent.is_some());
-    if !runs {
-        doubt(&mut status, "AgentNotRunning", "the agent that said it does not run");
-    } else if !status.leader {
-        doubt(&mut status, "AgentNotLeading", "the agent that said it no longer leads");
-    }
-    Some(status)
 }
 
 /// Makes every condition one that nobody vouches for any more; of sources, the server has the numbers.
@@ -221,18 +217,6 @@ fn doubt(status: &mut StatusFile, reason: &str, why: &str) {
         UNKNOWN.clone_into(&mut condition.status);
         reason.clone_into(&mut condition.reason);
     }
-}
-
-async fn resources(pool: &Pool, name: Option<&str>) -> Result<Vec<ResourceState>, Error> {
-    Ok(match name {
-        Some(name) => pool.get(name).await?.into_iter().collect(),
-        None => pool.snapshot().await?,
-    })
-}
-
-/// A point in time by the server's clock; one that no calendar has is the last one.
-pub(super) fn time(at: redis_allocator::Timestamp) -> Timestamp {
-    i64::try_from(at.as_millis()).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
 }
 
 fn pool_view(info: PoolInfo, status: Option<&StatusFile>) -> PoolView {
@@ -265,7 +249,7 @@ fn pool_view(info: PoolInfo, status: Option<&StatusFile>) -> PoolView {
             quarantined: counters.quarantined,
         },
         hold: info.hold.map(|hold| match hold {
-            Hold::Until(until) => HoldView { until: Some(time(until)) },
+            Hold::Until(until) => HoldView { until: Some(moment(until)) },
             Hold::Released => HoldView { until: None },
         }),
         origins: info.origins.iter().map(|(origin, known)| (origin.to_string(), known.count)).collect(),
@@ -299,16 +283,16 @@ fn source_views(info: &PoolInfo, said: &[SourceStatus]) -> Vec<SourceView> {
 
 fn resource_view(pool: &PoolName, resource: ResourceState) -> ResourceView {
     let (state, since, lease, quarantined_until) = match resource.place {
-        Place::Free { since } => (State::Free, since.map(time), None, None),
+        Place::Free { since } => (State::Free, since.map(moment), None, None),
         Place::Leased(lease) => {
             let state = match (resource.declared, lease.offered) {
                 (false, _) => State::Draining,
                 (true, true) => State::Offered,
                 (true, false) => State::Leased,
             };
-            (state, Some(time(lease.granted_at)), Some(holder_view(lease)), None)
+            (state, Some(moment(lease.granted_at)), Some(holder_view(lease)), None)
         }
-        Place::Quarantined { until } => (State::Quarantined, None, None, until.map(time)),
+        Place::Quarantined { until } => (State::Quarantined, None, None, until.map(moment)),
         Place::Full => (if resource.declared { State::Full } else { State::Draining }, None, None, None),
         Place::Reserved => (State::Reserved, None, None, None),
         Place::Nowhere => (State::Nowhere, None, None, None),
@@ -332,33 +316,17 @@ fn resource_view(pool: &PoolName, resource: ResourceState) -> ResourceView {
 }
 
 fn mark_view(mark: Mark) -> MarkView {
-    MarkView { cause: mark.cause.to_string(), reason: mark.reason, until: mark.until.map(time) }
+    MarkView { cause: mark.cause.to_string(), reason: mark.reason, until: mark.until.map(moment) }
 }
 
-/// The leases of one resource.
-struct Leases {
-    listed: Vec<LeaseView>,
-    /// That there are more.
-    note: Option<String>,
-}
-
-impl Leases {
-    fn new(pool: &PoolName, resource: ResourceState) -> Self {
-        let ResourceState { key, declared, mut holders, holder_count, place, .. } = resource;
-        let is_shared = !matches!(place, Place::Leased(_));
-        let listed = holders.len();
-        let note = (u64::try_from(listed).is_ok_and(|listed| listed < holder_count))
-            .then(|| format!("{key} of pool {pool}: {listed} of its {holder_count} leases are listed"));
-        holders.sort_by_key(|lease| lease.token);
-        let view = |lease: LeaseInfo| LeaseView {
-            namespace: pool.namespace().to_owned(),
-            pool: pool.name().to_owned(),
-            resource: key.to_string(),
-            id: if is_shared { format!("{key}\0{}", lease.token) } else { key.to_string() },
-            holder: holder_view(lease),
-            draining: !declared,
-        };
-        Self { listed: holders.into_iter().map(view).collect(), note }
+fn lease_view(pool: &PoolName, lease: ListedLease) -> LeaseView {
+    LeaseView {
+        namespace: pool.namespace().to_owned(),
+        pool: pool.name().to_owned(),
+        resource: lease.key.into(),
+        id: lease.id,
+        holder: holder_view(lease.lease),
+        draining: !lease.declared,
     }
 }
 
@@ -368,8 +336,8 @@ fn holder_view(lease: LeaseInfo) -> HolderView {
         binding: lease.binding.map(Into::into),
         session: lease.session,
         fencing_token: lease.token,
-        granted_at: time(lease.granted_at),
-        expires_at: lease.expires_at.map(time),
+        granted_at: moment(lease.granted_at),
+        expires_at: lease.expires_at.map(moment),
         offered: lease.offered,
     }
 }
@@ -385,7 +353,7 @@ fn binding_view(pool: &PoolName, binding: Binding, status: Option<&StatusFile>) 
         policy: format!("{:?}", binding.policy),
         declared: binding.declared,
         ended: binding.ended,
-        expires_at: binding.expires_at.map(time),
+        expires_at: binding.expires_at.map(moment),
         conditions: conditions.unwrap_or_default(),
     }
 }

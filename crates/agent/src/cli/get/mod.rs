@@ -27,7 +27,7 @@ use tokio::time::sleep;
 
 use self::{
     callers::{SessionView, WaiterView},
-    fetch::{Fetch, Found, Scope},
+    fetch::{Ask, Fetch, Found, Scope},
     output::{Format, Printer, Row, closed},
     view::{BindingView, LeaseView, PoolView, ResourceView, SourceView},
 };
@@ -140,34 +140,31 @@ async fn print<T: Row + Fetch>(args: &GetArgs) -> Result<ExitCode> {
     };
     let client = args.server.connect().await?;
     let state = args.server.state_dir().ok();
-    let fetch = async || T::fetch(&client, &scope, args.name.as_deref(), state.as_ref()).await;
+    let ask = Ask { client: &client, scope, name: args.name.as_deref(), state: state.as_ref() };
 
-    let Found { mut rows, unread, notes } = fetch().await?;
+    let Found { mut rows, unread } = T::fetch(&ask).await?;
     let mut printer = Printer::new(BufWriter::new(io::stdout()), args.output, args.all_namespaces);
     match rows.as_slice() {
         [] if single.is_some() && !args.watch => {
-            bail!("there is no {} {:?} in {scope}", T::KIND, single.unwrap_or_default())
+            bail!("there is no {} {:?} in {}", T::KIND, single.unwrap_or_default(), ask.scope)
         }
         [] if !unread.is_empty() => {}
         [] if matches!(args.output, Format::Table | Format::Wide) => {
-            let _ = writeln!(io::stderr(), "no {} found in {scope}", T::PLURAL);
+            let _ = writeln!(io::stderr(), "no {} found in {}", T::PLURAL, ask.scope);
         }
         [row] if single.is_some() => printer.single(row, Timestamp::now())?,
         rows => printer.list(rows, Timestamp::now())?,
     }
     printer.flush()?;
     let mut unread = tell(unread, &[]);
-    for note in notes {
-        let _ = writeln!(io::stderr(), "note: {note}");
-    }
     if !args.watch {
         return Ok(if unread.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let mut reachable = true;
     loop {
         sleep(LOOK).await;
-        match fetch().await {
-            Ok(Found { rows: mut newer, unread: now_unread, notes: _ }) => {
+        match T::fetch(&ask).await {
+            Ok(Found { rows: mut newer, unread: now_unread }) => {
                 reachable = true;
                 // What can't be read is not gone.
                 let is_unread = |row: &T| {

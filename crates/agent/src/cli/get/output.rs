@@ -29,9 +29,8 @@ pub(super) trait Row: Serialize + PartialEq {
 
     /// The text of every column.
     fn cells(&self, now: Timestamp) -> Vec<String>;
-    /// Its namespace, shown as a column of its own when several are listed.
-    fn namespace(&self) -> &str;
-    /// What tells it from the other rows, however it changes.
+    /// What tells it from the other rows, however it changes: its namespace, shown as a column of its own when several are
+    /// listed, its pool, and what else there is to tell.
     fn id(&self) -> (&str, &str, &str);
 }
 
@@ -127,7 +126,7 @@ impl<W: Write> Printer<W> {
     }
 
     fn cells<T: Row>(&self, row: &T, now: Timestamp) -> Vec<String> {
-        let namespace = self.namespaces.then(|| row.namespace().to_owned());
+        let namespace = self.namespaces.then(|| row.id().0.to_owned());
         let cells = namespace.into_iter().chain(row.cells(now).into_iter().take(self.columns::<T>()));
         cells.map(|cell| if cell.is_empty() { "-".to_owned() } else { printable(&cell) }).collect()
     }
@@ -198,10 +197,6 @@ mod tests {
 
         fn cells(&self, _now: Timestamp) -> Vec<String> {
             vec![self.name.clone(), self.note.clone()]
-        }
-
-        fn namespace(&self) -> &str {
-            &self.basket
         }
 
         fn id(&self) -> (&str, &str, &str) {

@@ -130,10 +130,6 @@ impl Row for PoolView {
             .collect()
     }
 
-    fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
     fn id(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.name, "")
     }
@@ -270,10 +266,6 @@ impl Row for ResourceView {
         ]
     }
 
-    fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
     fn id(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.pool, &self.name)
     }
@@ -286,7 +278,7 @@ pub(super) struct LeaseView {
     pub(super) namespace: String,
     pub(super) pool: String,
     pub(super) resource: String,
-    /// What tells it from others: the resource, which may have several holders in a shared pool.
+    /// What tells it from others: its resource may have several holders in a shared pool.
     #[serde(skip)]
     pub(super) id: String,
     #[serde(flatten)]
@@ -322,10 +314,6 @@ impl Row for LeaseView {
             self.holder.fencing_token.to_string(),
             self.holder.session.clone().unwrap_or_default(),
         ]
-    }
-
-    fn namespace(&self) -> &str {
-        &self.namespace
     }
 
     fn id(&self) -> (&str, &str, &str) {
@@ -380,10 +368,6 @@ impl Row for BindingView {
         ]
     }
 
-    fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
     fn id(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.pool, &self.name)
     }
@@ -421,10 +405,6 @@ impl Row for SourceView {
             self.peak.to_string(),
             self.last_success.map(|then| since(then, now)).unwrap_or_default(),
         ]
-    }
-
-    fn namespace(&self) -> &str {
-        &self.namespace
     }
 
     fn id(&self) -> (&str, &str, &str) {

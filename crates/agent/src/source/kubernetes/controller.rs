@@ -24,7 +24,8 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     events::{self, CONTROLLER, Draft},
-    index::{FINALIZER, Index, Key, Life},
+    index::Index,
+    object::{FINALIZER, Key, Life},
     status::{self, Known, Status},
 };
 use crate::{

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tower_test::mock::{Handle, SendResponse};
 
-use super::index::{FINALIZER, FORCE_DELETE};
+use super::object::{FINALIZER, FORCE_DELETE};
 
 /// The namespace of all objects here, unless they say otherwise.
 pub(super) const NAMESPACE: &str = "lab";

@@ -3,104 +3,24 @@
 //! # Guarantees
 //! - An object that can't be used keeps the last declaration of it that could; without one, nothing of what it is about is
 //!   taken for undeclared.
-//! - A pool counts from when it carries the [finalizer](FINALIZER): nothing is made in Redis that a deletion would not hear
+//! - A pool counts from when it carries the [finalizer](super::object::FINALIZER): nothing is made in Redis that a deletion would not hear
 //!   of.
 //! - Of objects that contradict each other, the oldest one counts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::Arc,
 };
 
 use kube::{ResourceExt as _, core::DynamicObject};
 use redis_allocator::PoolName;
-use redis_allocator_crd::{API_VERSION, DeletionPolicy, Kind, Object, validate};
-use serde_json::{Value, json};
+use redis_allocator_crd::{DeletionPolicy, Kind, Object};
 
+use super::object::{Key, Life, Refusal, deletion_policy, read};
 use crate::{
     desired::Desired,
-    reconcile::SYSTEM_NAMESPACE,
     source::{Declaration, SourceErrors},
 };
-
-/// What a pool carries until it is gone from Redis.
-pub(super) const FINALIZER: &str = "redis-allocator.dev/pool";
-/// Lets a pool that is being deleted go at once, whoever holds what of it, and whether Redis can be reached or not.
-pub(super) const FORCE_DELETE: &str = "redis-allocator.dev/force-delete";
-/// Violations told of one object.
-const TOLD: usize = 5;
-
-/// Which object.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Key {
-    pub(super) kind: Kind,
-    pub(super) namespace: String,
-    pub(super) name: String,
-}
-
-impl Key {
-    pub(super) fn of(kind: Kind, object: &DynamicObject) -> Self {
-        Self { kind, namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
-    }
-
-    /// The pool that an object of this name declares, if it is one that declares pools.
-    pub(super) fn pool(&self) -> Option<PoolName> {
-        (self.kind == Kind::ResourcePool).then(|| PoolName::new(&self.namespace, &self.name).ok())?
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
-    }
-}
-
-/// Why an object can't be used as it is now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) generation: Option<i64>,
-    pub(super) violations: Vec<String>,
-}
-
-impl Refusal {
-    /// All of them in one line, or the first ones.
-    pub(super) fn message(&self) -> String {
-        let mut message = self.violations.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
-        if self.violations.len() > TOLD {
-            message = format!("{message}; and {} more", self.violations.len() - TOLD);
-        }
-        message
-    }
-}
-
-/// Where an object is between its creation and its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
-    /// It does not carry the finalizer yet.
-    Unborn,
-    Live,
-    Deleting {
-        forced: bool,
-    },
-    /// It is being deleted, and that does not concern the agent any more.
-    Gone,
-}
-
-impl Life {
-    pub(super) fn of(kind: Kind, object: &DynamicObject) -> Self {
-        let deleting = object.metadata.deletion_timestamp.is_some();
-        let needs_finalizer = kind == Kind::ResourcePool;
-        match (needs_finalizer, object.finalizers().iter().any(|it| it == FINALIZER)) {
-            (true, true) if deleting => {
-                Self::Deleting { forced: object.annotations().get(FORCE_DELETE).is_some_and(|value| value == "true") }
-            }
-            _ if deleting => Self::Gone,
-            (true, false) => Self::Unborn,
-            _ => Self::Live,
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Entry {
@@ -137,8 +57,7 @@ impl Index {
         let last = before.and_then(|before| before.usable.take());
         let (usable, refusal) = match read(&key, object) {
             Ok(object) => (Some(Arc::new(object)), None),
-            Err(violations) => {
-                let refusal = Refusal { generation, violations };
+            Err(refusal) => {
                 tracing::error!(object = %key, "the object can't be used: {}", refusal.message());
                 (last, Some(refusal))
             }
@@ -248,58 +167,16 @@ impl Entry {
     }
 }
 
-/// What a pool's object says should become of the pool, read by itself; the default if that can't be read.
-pub(super) fn deletion_policy(object: &DynamicObject) -> DeletionPolicy {
-    serde_json::from_value(object.data["spec"]["deletionPolicy"].clone()).unwrap_or_default()
-}
-
-/// The typed object, or all that is wrong with it. The API server has checked the schema by the definition that is
-/// installed, which may be another version's.
-fn read(key: &Key, object: &DynamicObject) -> Result<Object, Vec<String>> {
-    let mut metadata = json!({"name": key.name, "namespace": key.namespace});
-    if let Some(generation) = object.metadata.generation {
-        metadata["generation"] = generation.into();
-    }
-    let plain = json!({
-        "apiVersion": API_VERSION, "kind": key.kind.as_str(), "metadata": metadata,
-        "spec": object.data.get("spec").unwrap_or(&Value::Null),
-    });
-    let object = validate(key.kind, &plain)
-        .map_err(|violations| violations.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-    let mut violations = Vec::new();
-    if key.namespace == SYSTEM_NAMESPACE {
-        violations.push(format!(
-            "metadata.namespace: found {SYSTEM_NAMESPACE:?}, which agents use among themselves, allowed is any other one"
-        ));
-    }
-    // Whoever may create an object must not reach into the agent.
-    if let Object::ResourcePool(pool) = &object {
-        let files = pool.spec.sources.iter().enumerate().filter(|(_, source)| source.file.is_some());
-        violations.extend(files.map(|(index, _)| {
-            format!(
-                "spec.sources[{index}].file: found a file, allowed in Kubernetes are http, dns and kubernetes: the agent's files \
-                 are read only for manifests in files"
-            )
-        }));
-    }
-    if let Object::ResourcePool(pool) = &object
-        && pool.spec.health_check.as_ref().is_some_and(|check| check.exec.is_some())
-    {
-        violations.push(
-            "spec.healthCheck.exec: found a command, allowed in Kubernetes are httpGet and tcpSocket: commands run only \
-             for manifests in files"
-                .to_owned(),
-        );
-    }
-    if violations.is_empty() { Ok(object) } else { Err(violations) }
-}
-
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
+    use serde_json::json;
 
     use super::*;
-    use crate::source::kubernetes::fixtures::{Otherwise as _, binding, gpus, object, pool};
+    use crate::source::kubernetes::{
+        fixtures::{Otherwise as _, binding, gpus, object, pool},
+        object::FINALIZER,
+    };
 
     /// An index of these objects, brought by a watch one after the other.
     fn index<const N: usize>(objects: [DynamicObject; N]) -> Index {
@@ -443,16 +320,6 @@ mod tests {
     }
 
     #[test]
-    fn force_is_what_the_annotation_says_exactly() {
-        let mut deleting = pool("gpus").deleting().forced();
-        assert_eq!(Life::of(Kind::ResourcePool, &deleting), Life::Deleting { forced: true });
-        for no in ["false", "TRUE", "", "1"] {
-            deleting.annotations_mut().insert(FORCE_DELETE.to_owned(), no.to_owned());
-            assert_eq!(Life::of(Kind::ResourcePool, &deleting), Life::Deleting { forced: false }, "{no:?}");
-        }
-    }
-
-    #[test]
     fn a_refused_pool_that_is_being_deleted_goes_as_its_last_good_edit_said() {
         let mut index = index([pool("gpus").spec(json!({"deletionPolicy": "Revoke"}))]);
         assert!(apply(&mut index, &refused().generation(2)));
@@ -500,39 +367,6 @@ mod tests {
         assert_eq!(declared(&index), None);
         assert!(index.declaration(false).desired.partial.contains(&gpus()));
         assert_eq!(index.deletion_policy(&key(&pool("gpus"))), DeletionPolicy::Drain);
-    }
-
-    #[test]
-    fn what_only_files_may_ask_for_is_refused() {
-        let exec = json!({"healthCheck": {"exec": {"command": ["true"]}}});
-        let files = json!({"sources": [
-            {"name": "a", "dns": {"name": "h"}}, {"name": "b", "file": {"path": "/var/run/secrets/token"}},
-        ]});
-        let index =
-            index([pool("gpus").spec(exec), pool("files").spec(files), pool("theirs").namespace(SYSTEM_NAMESPACE)]);
-        let refusal = |object: &DynamicObject| index.refusal(&key(object)).unwrap().message();
-        let exec = refusal(&pool("gpus"));
-        assert!(
-            exec.starts_with("spec.healthCheck.exec: found a command, allowed in Kubernetes are httpGet"),
-            "{exec}"
-        );
-        let files = refusal(&pool("files"));
-        assert!(
-            files.starts_with("spec.sources[1].file: found a file, allowed in Kubernetes are http, dns and kubernetes"),
-            "{files}"
-        );
-        let system = refusal(&pool("theirs").namespace(SYSTEM_NAMESPACE));
-        assert!(system.starts_with("metadata.namespace: found \"redis-allocator-system\""), "{system}");
-        assert!(index.declaration(false).desired.pools.is_empty());
-    }
-
-    #[test]
-    fn a_message_ends() {
-        let resources: Vec<_> = (0..9).map(|number| json!({"name": "", "priority": -number - 1})).collect();
-        let index = index([pool("gpus").spec(json!({"resources": resources}))]);
-        let refusal = index.refusal(&key(&pool("gpus"))).unwrap();
-        let more = format!("; and {} more", refusal.violations.len() - TOLD);
-        assert!(refusal.violations.len() > TOLD && refusal.message().ends_with(&more), "{}", refusal.message());
     }
 
     #[test]

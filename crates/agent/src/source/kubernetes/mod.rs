@@ -2,6 +2,7 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | [`object`] | one object: which it is, where in its life, what it declares |
 //! | [`index`] | what the objects declare together |
 //! | [`controller`] | what is done with one object: finalizer and status |
 //! | [`status`] | what its status is to be |
@@ -14,6 +15,7 @@ mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod index;
+mod object;
 mod status;
 #[cfg(test)]
 mod watch_tests;
@@ -45,7 +47,7 @@ use tokio::{
 
 use self::{
     controller::{Context, after_error, category, reconcile, resource},
-    index::{FORCE_DELETE, Key, deletion_policy},
+    object::{FORCE_DELETE, Key, deletion_policy},
 };
 use super::Declaration;
 use crate::{

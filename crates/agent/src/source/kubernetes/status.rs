@@ -5,21 +5,36 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use redis_allocator_crd::{ResourcePoolStatus, SoftBindingStatus, SourceState};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::index::Refusal;
+use super::object::Refusal;
 use crate::reconcile::conditions::{self, Observed, keep_times};
 
 /// A status with conditions.
 pub(super) trait Status: Clone + PartialEq + Serialize + DeserializeOwned {
     /// Before anything is known.
     fn unknown() -> Self;
-    fn conditions(&self) -> &[Condition];
-    fn conditions_mut(&mut self) -> &mut Vec<Condition>;
-    fn observe(&mut self, generation: Option<i64>);
-    fn observed(&self) -> Option<i64>;
+    /// Which edit it is about, and its conditions.
+    fn parts(&self) -> (Option<i64>, &[Condition]);
+    fn parts_mut(&mut self) -> (&mut Option<i64>, &mut Vec<Condition>);
+
     /// The same without what may be told a little later.
-    fn without_counts(&self) -> Self;
+    fn without_counts(&self) -> Self {
+        self.clone()
+    }
+
     /// Has what was not looked at yet be what it was.
-    fn fill_in(&mut self, before: &Self);
+    fn fill_in(&mut self, _before: &Self) {}
+
+    fn observed(&self) -> Option<i64> {
+        self.parts().0
+    }
+
+    fn conditions(&self) -> &[Condition] {
+        self.parts().1
+    }
+
+    fn conditions_mut(&mut self) -> &mut Vec<Condition> {
+        self.parts_mut().1
+    }
 }
 
 impl Status for ResourcePoolStatus {
@@ -27,20 +42,12 @@ impl Status for ResourcePoolStatus {
         conditions::status(&Observed::default(), None, Timestamp::now())
     }
 
-    fn conditions(&self) -> &[Condition] {
-        &self.conditions
+    fn parts(&self) -> (Option<i64>, &[Condition]) {
+        (self.observed_generation, &self.conditions)
     }
 
-    fn conditions_mut(&mut self) -> &mut Vec<Condition> {
-        &mut self.conditions
-    }
-
-    fn observe(&mut self, generation: Option<i64>) {
-        self.observed_generation = generation;
-    }
-
-    fn observed(&self) -> Option<i64> {
-        self.observed_generation
+    fn parts_mut(&mut self) -> (&mut Option<i64>, &mut Vec<Condition>) {
+        (&mut self.observed_generation, &mut self.conditions)
     }
 
     fn without_counts(&self) -> Self {
@@ -93,27 +100,13 @@ impl Status for SoftBindingStatus {
         Self { conditions, ..Self::default() }
     }
 
-    fn conditions(&self) -> &[Condition] {
-        &self.conditions
+    fn parts(&self) -> (Option<i64>, &[Condition]) {
+        (self.observed_generation, &self.conditions)
     }
 
-    fn conditions_mut(&mut self) -> &mut Vec<Condition> {
-        &mut self.conditions
+    fn parts_mut(&mut self) -> (&mut Option<i64>, &mut Vec<Condition>) {
+        (&mut self.observed_generation, &mut self.conditions)
     }
-
-    fn observe(&mut self, generation: Option<i64>) {
-        self.observed_generation = generation;
-    }
-
-    fn observed(&self) -> Option<i64> {
-        self.observed_generation
-    }
-
-    fn without_counts(&self) -> Self {
-        self.clone()
-    }
-
-    fn fill_in(&mut self, _before: &Self) {}
 }
 
 /// What is known of an object.
@@ -193,8 +186,9 @@ fn put<S: Status>(status: &mut S, reason: &str, message: &str) {
 }
 
 fn observe<S: Status>(status: &mut S, generation: Option<i64>) {
-    status.observe(generation);
-    for condition in status.conditions_mut() {
+    let (observed, conditions) = status.parts_mut();
+    *observed = generation;
+    for condition in conditions {
         condition.observed_generation = generation;
     }
 }

@@ -19,7 +19,7 @@ use super::{
         ApiServer, Call, NAMESPACE, Otherwise as _, Pending, SINCE, Watch, binding, condition, gpus, list, object, ok,
         pool, ready, refused, with,
     },
-    index::FINALIZER,
+    object::FINALIZER,
 };
 use crate::{
     board::{BindingVerdict, Board, Gone},

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     super::{
         fixtures::{Otherwise as _, binding, gpus, ok, pool, ready, refused, summary},
-        index::FINALIZER,
+        object::FINALIZER,
     },
     Agent, POOL, away, event, failed, status, unborn,
 };

@@ -12,7 +12,7 @@ use super::{
         control,
         controller::{after_error, resource},
         fixtures::{Answer, ApiServer, gpus, ok, pool, ready, refused},
-        index::Key,
+        object::Key,
         slim,
     },
     Agent, POOL_STATUS, leased, unborn,

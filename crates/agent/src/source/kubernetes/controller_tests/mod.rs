@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use super::{
     controller::{Context, Error, reconcile},
     fixtures::{Answer, ApiServer, Call, Otherwise as _, gpus, object, ok, ready},
-    index::FINALIZER,
+    object::FINALIZER,
     slim,
 };
 use crate::{
