@@ -91,6 +91,22 @@ async fn what_is_added_for_a_time_leaves_unless_it_is_added_again() -> Result<()
 }
 
 #[tokio::test]
+async fn a_list_assigned_for_good_is_so_though_part_of_it_was_declared_for_a_time() -> Result<()> {
+    for flavor in Flavor::ALL {
+        let world = World::new(flavor, &PoolSettings::default()).await?;
+        let pool = &world.pool;
+        pool.assign(items("a b")).await?;
+        ensure!(pool.assign(items("a b")).await? == SyncOutcome::Unchanged);
+        ensure!(pool.extend_for(HOUR, items("a")).await? == 0);
+        ensure!(pool.foresee_departures().await?.len() == 1);
+        let outcome = pool.assign(items("a b")).await?;
+        ensure!(outcome != SyncOutcome::Unchanged && pool.foresee_departures().await?.is_empty(), "{outcome:?}");
+        ensure!(world.gc_after(HOUR * 2).await?.left.is_empty() && world.declared().await? == "a b");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_list_assigned_for_a_time_stays_as_long_as_it_is_assigned_again() -> Result<()> {
     for flavor in Flavor::ALL {
         let world = World::new(flavor, &PoolSettings::default()).await?;

@@ -105,6 +105,24 @@ async fn resources_take_turns_exactly_even_within_a_millisecond() -> Result<()> 
 }
 
 #[tokio::test]
+async fn a_lowered_limit_holds_before_every_resource_has_been_placed_anew() -> Result<()> {
+    for flavor in Flavor::ALL {
+        let world = World::new(flavor, &shared(3, Order::Sequential), &["a", "b"]).await?;
+        let held = world.leases(2).await?;
+        ensure!(names(&held) == ["a", "a"], "{:?}", names(&held));
+        world.pool.bind("name", "a", &BindOptions::default()).await?;
+        // Whoever lowered it died before anything else.
+        world.server.cmd::<()>(&["HSET", "ra:{default/accounts}:meta", "max_holders", "2"]).await?;
+        let named = world.pool.malloc().bind("name").await?.context("b has room")?;
+        let other = world.lease().await?;
+        ensure!(names(&[named, other]) == ["b", "b"], "more than two hold a");
+        ensure!(world.pool.malloc().await?.is_none());
+        world.is_sound().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn higher_priority_goes_first_until_it_is_full() -> Result<()> {
     for flavor in Flavor::ALL {
         let world = World::new(flavor, &shared(2, Order::LeastRecentlyUsed), &["a", "b"]).await?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Flavor, Server, cluster::Cluster, wait::eventually};
+use e2e::{Flavor, Proxy, Server, cluster::Cluster, proxy::Fate, wait::eventually};
 use futures::future::join_all;
 use redis_allocator::{
     BindOptions, BindPolicy, Cause, Client, Error, Item, Lease, Ownership, Pool, PoolSettings, ResourceKey, Selector,
@@ -351,6 +351,93 @@ async fn a_selector_takes_what_fits_and_nothing_else() -> Result<()> {
         Ok(pool)
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_fit_who_gathers_is_found_behind_much_that_does() -> Result<()> {
+    everywhere(async |client| {
+        let kept = (0..20).map(|k| item(&format!("eu-{k}")).label("zone", "eu").priority(5));
+        let other = item("us").label("zone", "us");
+        let pool = pool_of(&client, &indexed(), kept.chain([other])).await?;
+        let request = pool.malloc().select(selector("zone=eu")).count(21).wait(LONG);
+        let gatherer = in_line(&pool, 1, async move { request.await }).await?;
+        let waited = pool.malloc().wait(LONG).await?;
+        ensure!(key(&waited) == "us");
+        waited.free().await?;
+        let at_once = pool.malloc().await?.context("it is nobody's")?;
+        ensure!(key(&at_once) == "us" && pool.malloc().await?.is_none());
+        at_once.free().await?;
+        gatherer.abort();
+        Ok(pool)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_want_several_are_in_nobodys_way_before_they_gather() -> Result<()> {
+    everywhere(async |client| {
+        let pool = pool_of(&client, &indexed(), labelled()).await?;
+        let held = pool.malloc().select(selector("zone=us")).up_to(200).await?;
+        ensure!(held.len() == 2);
+        let request = pool.malloc().select(selector("zone=eu")).count(6).wait(LONG);
+        let gatherer = in_line(&pool, 1, async move { request.await }).await?;
+        let many: Vec<_> = (0..250)
+            .map(|_| {
+                let request = pool.malloc().select(selector("zone=us")).count(2).wait(LONG);
+                tokio::spawn(async move { request.await })
+            })
+            .collect();
+        eventually(LONG, async || {
+            ensure!(pool.info().await?.counts.waiting == 251);
+            Ok(())
+        })
+        .await?;
+        let request = pool.malloc().select(selector("zone=us")).wait(LONG);
+        let behind = in_line(&pool, 252, async move { request.await }).await?;
+        for lease in held {
+            lease.free().await?;
+        }
+        soon(behind).await?.free().await?;
+        // When nobody gathers before them, it is their turn.
+        gatherer.abort();
+        let first = eventually(LONG, async || {
+            let (served, _) = many.iter().enumerate().find(|(_, one)| one.is_finished()).context("nobody is served")?;
+            Ok(served)
+        })
+        .await?;
+        let mut many = many;
+        let two = soon(many.swap_remove(first)).await?;
+        ensure!(two.len() == 2);
+        for one in &many {
+            one.abort();
+        }
+        drop(two);
+        eventually(LONG, async || {
+            let counts = pool.info().await?.counts;
+            ensure!(counts.waiting == 0 && counts.leased == 0, "{counts:?}");
+            Ok(())
+        })
+        .await?;
+        Ok(pool)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_have_been_granted_unheard_of_is_not_asked_for_again() -> Result<()> {
+    for flavor in Flavor::ALL {
+        let server = Server::start(flavor).await?;
+        let proxy = Proxy::start(server.port()).await?;
+        let sound = pool_of(&Client::connect(&server.url()).await?, &PoolSettings::default(), items(2)).await?;
+        let pool = Client::connect(&proxy.url()).await?.pool("gpus")?;
+        pool.malloc().await?.context("both are free")?.free().await?; // its script is known now
+        proxy.drop_replies_where(1, Fate::Close, |exchange| exchange.is("EVALSHA") && !exchange.is_error());
+        let error = pool.malloc().wait(LONG).await.err().context("it asked again")?;
+        ensure!(matches!(error, Error::OutcomeUnknown { operation: "malloc", .. }), "{error}");
+        let counters = sound.info().await?.counters;
+        ensure!(counters.granted == 2, "{counters:?}");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
