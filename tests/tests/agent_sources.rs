@@ -225,9 +225,10 @@ async fn a_source_that_fails_changes_nothing_and_each_failure_is_told_as_what_it
     for (doing, category, words) in [
         (Doing::Answer("500 Internal Server Error", String::new()), "status", "answered 500 Internal Server Error"),
         (Doing::Answer("200 OK", "<html>Sign in</html>".to_owned()), "invalid", "answered with HTML"),
-        (Doing::Answer("200 OK", "h1\nh1\n".to_owned()), "invalid", "line 2: found \"h1\""),
+        (Doing::Answer("200 OK", "{\"error\": \"down\"}".to_owned()), "invalid", "say format: Json"),
+        (Doing::Answer("200 OK", "h1\nh1\n".to_owned()), "invalid", "line 2: found the key of line 1 again"),
         (Doing::Nothing, "timeout", "was not answered within 500ms"),
-        (Doing::Drip, "timeout", "bytes, and not all, within 500ms"),
+        (Doing::Drip, "timeout", "had not sent all of its answer within 500ms"),
         (Doing::Flood, "too_large", "is longer than 8 MiB"),
     ] {
         lister.does(doing);

@@ -56,6 +56,14 @@ fn printed(server: &Server, arguments: &[&str]) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
+/// The only one that a call lists. What may be several is a list, however many there are.
+fn only(server: &Server, arguments: &[&str]) -> Result<Value> {
+    let mut listed: Value = serde_json::from_str(&printed(server, &[arguments, &["-o", "json"]].concat())?)?;
+    let items = listed["items"].as_array_mut().with_context(|| format!("{arguments:?} is no list"))?;
+    ensure!(items.len() == 1, "{arguments:?}: {items:?}");
+    items.pop().context("it is there")
+}
+
 /// The cells of a table's line. Columns are three blanks apart.
 fn cells(line: &str) -> Vec<&str> {
     line.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect()
@@ -163,7 +171,7 @@ async fn waiters_and_sessions_are_listed_with_what_they_are_about() -> Result<()
     assert_eq!(row(&table, "second")?.last(), Some(&"Waiting"));
     let wide = printed(&server, &["waiters", "-A", "-o", "wide"])?;
     assert!(row(&wide, "second")?.contains(&"job-7") && row(&wide, "first")?.contains(&session.id()), "{wide}");
-    let one: Value = serde_json::from_str(&printed(&server, &["waiters", "gpus", "first", "-o", "json"])?)?;
+    let one = only(&server, &["waiters", "gpus", "first"])?;
     assert_eq!((&one["owner"], &one["priority"], &one["diedAt"]), (&"first".into(), &7.into(), &Value::Null));
     let yaml = printed(&server, &["waiters", "gpus", "-o", "yaml"])?;
     assert!(yaml.contains("owner: second") && yaml.contains("binding: job-7"), "{yaml}");
@@ -183,7 +191,7 @@ async fn waiters_and_sessions_are_listed_with_what_they_are_about() -> Result<()
     drop(handed);
     session.end().await?;
     second.await??.free().await?;
-    let dead: Value = serde_json::from_str(&printed(&server, &["session", "gpus", "trainer-1", "-o", "json"])?)?;
+    let dead = only(&server, &["session", "gpus", "trainer-1"])?;
     assert_eq!((&dead["state"], &dead["leases"]), (&"Dead".into(), &0.into()), "{dead}");
     Ok(())
 }
@@ -242,7 +250,7 @@ async fn leases_of_a_shared_pool_are_listed_each_for_itself() -> Result<()> {
     let table = printed(&server, &["leases", "licences", "matlab", "-o", "wide"])?;
     let found: Vec<u64> = table.lines().skip(1).map(|line| Ok(cells(line)[7].parse()?)).collect::<Result<_>>()?;
     assert_eq!(found, tokens);
-    let one: Value = serde_json::from_str(&printed(&server, &["leases", "licences", "ansys", "-o", "json"])?)?;
+    let one = only(&server, &["leases", "licences", "ansys"])?;
     assert_eq!(held(&one), expected[0]);
     Ok(session.end().await?)
 }
@@ -260,7 +268,7 @@ async fn an_offer_is_told_from_a_lease_and_a_dead_waiter_from_a_live_one() -> Re
     waiting.kill()?;
     waiting.wait()?;
     held.free().await?;
-    let lease: Value = serde_json::from_str(&printed(&server, &["leases", "gpus", "gpu-0", "-o", "json"])?)?;
+    let lease = only(&server, &["leases", "gpus", "gpu-0"])?;
     assert_eq!((&lease["owner"], &lease["offered"]), (&"ghost".into(), &true.into()), "{lease}");
     assert_eq!(row(&printed(&server, &["leases", "gpus"])?, "gpu-0")?.last(), Some(&"Offered"));
     assert_eq!(row(&printed(&server, &["resources", "gpus"])?, "gpu-0")?[2], "Offered");
@@ -363,6 +371,35 @@ async fn a_watch_prints_what_changes_and_what_is_gone() -> Result<()> {
     child.kill()?;
     child.wait()?;
     Ok(())
+}
+
+#[tokio::test]
+async fn a_watch_of_sessions_tells_of_no_heartbeat() -> Result<()> {
+    let (server, client) = server().await?;
+    let gpus = pool(&client, "gpus", ["gpu-0".to_owned()]).await?;
+    let session = client.session("trainer-1").ttl(Duration::from_secs(2)).start().await?;
+    session.join(&gpus).await?;
+    let until = async || -> Result<_> { Ok(gpus.sessions().await?.first().context("it is there")?.until) };
+    let first = until().await?;
+    let mut child = program::redis_allocator()?
+        .args(["get", "sessions", "gpus", "--watch", "--redis-url", &server.url()])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let mut next = || lines.next().context("nothing more was printed");
+    assert!(next()??.starts_with("POOL"));
+    assert_eq!(cells(&next()??)[1..4], ["trainer-1", "Alive", "0"]);
+    // Several of the watch's looks see it alive for longer than the one before did.
+    eventually(SOON, async || {
+        ensure!(until().await?.as_millis() > first.as_millis() + 5000);
+        Ok(())
+    })
+    .await?;
+    let _lease = gpus.malloc().session(&session).await?.context("gpu-0 should be free")?;
+    assert_eq!(cells(&next()??)[1..4], ["trainer-1", "Alive", "1"]);
+    child.kill()?;
+    child.wait()?;
+    Ok(session.end().await?)
 }
 
 #[tokio::test]

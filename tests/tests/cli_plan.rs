@@ -203,7 +203,11 @@ async fn what_it_says_is_what_the_agent_does() -> Result<()> {
                 {"field": "lease.maxTTL", "from": "none", "to": "1h30m"},
             ])
         );
-        assert_eq!(changes["origins"][0]["draining"]["first"], json!(["x"]));
+        // Those that grow come first.
+        let origins = changes["origins"].as_array().context("a list")?;
+        let order: Vec<_> = origins.iter().map(|it| it["origin"].as_str().unwrap_or_default()).collect();
+        assert_eq!(order, ["range/more", "spec", "range/hosts"]);
+        assert_eq!(origins[1]["draining"]["first"], json!(["x"]));
         let expected = json!([
             {"binding": "c", "action": "Delete", "from": "y (Required)"},
             {"binding": "b", "action": "Change", "from": "x (Preferred)", "to": "y (Preferred, ttl 1h)"},

@@ -286,9 +286,9 @@ async fn leases_of_a_session_last_as_long_as_it_is_heard_of() -> Result<()> {
         Ok(())
     })
     .await?;
-    let session = world.get(&["sessions", "gpus", "trainer-1"])?;
+    let session = world.get(&["sessions", "gpus", "trainer-1"])?["items"][0].clone();
     assert_eq!((&session["state"], &session["leases"]), (&json!("Alive"), &json!(2)), "{session:#}");
-    let lease = world.get(&["leases", "gpus", "eu-0"])?;
+    let lease = world.get(&["leases", "gpus", "eu-0"])?["items"][0].clone();
     assert_eq!((&lease["session"], &lease["expiresAt"]), (&session["id"], &Value::Null), "{lease:#}");
     // Long after the first two seconds and the slack, nobody else gets anything.
     tokio::time::sleep(Duration::from_millis(4500)).await;
@@ -297,7 +297,7 @@ async fn leases_of_a_session_last_as_long_as_it_is_heard_of() -> Result<()> {
     let id = session["id"].as_str().context("an id")?;
     assert_eq!((ended.code, ended.stdout), (Some(7), format!("{id} 2000\n")), "{}", ended.stderr);
     is_all_free(&gpus).await?;
-    assert_eq!(world.get(&["sessions", "gpus", id])?["state"], "Dead");
+    assert_eq!(world.get(&["sessions", "gpus", id])?["items"][0]["state"], "Dead");
 
     // Nobody hears of one that was killed any more.
     let mut child = world.start(&arguments, "exec sleep 60")?;

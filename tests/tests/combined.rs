@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use e2e::{Flavor, Server};
 use futures::future::join_all;
-use redis_allocator::{Client, Error, Item, Ownership, Pool, PoolSettings, Selector};
+use redis_allocator::{BindingName, Client, Error, Item, Ownership, Pool, PoolSettings, Selector};
 
 const SIZE: usize = 40;
 
@@ -49,7 +49,7 @@ async fn requests_for_something_special_share_scripts_and_fail_alone() -> Result
         let leases = answers.into_iter().map(|lease| lease?.context("enough is free")).collect::<Result<Vec<_>>>()?;
         for (k, lease) in leases.iter().enumerate() {
             let name = format!("name-{}", k / 3);
-            ensure!(lease.binding().map(|name| name.as_str()) == Some(&*name).filter(|_| k % 3 == 0));
+            ensure!(lease.binding().map(BindingName::as_str) == Some(&*name).filter(|_| k % 3 == 0));
             let even = lease.key().as_str()[1..].parse::<usize>()? % 2 == 0;
             ensure!(k % 3 != 1 || even, "{} is not in eu", lease.key());
         }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{Flavor, Server};
 use proptest::{
     prelude::*,
@@ -163,6 +163,33 @@ async fn synchronisations_do_what_was_foreseen() -> Result<()> {
             draining > 0 && revoked > 0 && held > 0 && kept > 0,
             "too little happened: {draining} drained, {revoked} revoked, {held} held back, {kept} kept"
         );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_two_sources_that_list_a_resource_the_first_by_name_says_what_it_is_whoever_writes_last() -> Result<()> {
+    let item = |priority| -> Result<Vec<Item>> { Ok(vec![Item::new("r".parse()?).priority(priority)]) };
+    let options = SyncOptions::default();
+    for flavor in Flavor::ALL {
+        let server = Server::start(flavor).await?;
+        let pool = Client::connect(&server.url()).await?.pool("lab/gpus")?;
+        pool.configure(&PoolSettings::default(), &Ownership::default()).await?;
+        // Byte by byte, which is another order than a dictionary's.
+        let [first, second] = ["a-b", "aa"].map(|name| Origin::Source(name.to_owned()));
+        let writes =
+            [(&second, 500, 500), (&first, 600, 600), (&second, 700, 600), (&first, 800, 800), (&second, 900, 800)];
+        for (origin, priority, expected) in writes {
+            let foreseen = pool.foresee_syncs(vec![(origin.clone(), item(priority)?)], &options).await?;
+            let outcome = pool.sync(origin, item(priority)?, &options).await?;
+            ensure!(foreseen[0].outcome == outcome, "{foreseen:?} {outcome:?}");
+            let found = pool.get("r").await?.context("it is declared")?.priority;
+            ensure!(found == expected, "{found} after {origin} said {priority}");
+        }
+        // It has no say any more: the other one's facts come back with its next list.
+        pool.sync(&first, Vec::new(), &options).await?;
+        pool.sync(&second, item(900)?, &options).await?;
+        ensure!(pool.get("r").await?.context("it is declared")?.priority == 900);
     }
     Ok(())
 }

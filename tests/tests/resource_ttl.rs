@@ -199,6 +199,39 @@ async fn what_a_source_no_longer_shows_is_kept_for_a_while() -> Result<()> {
 }
 
 #[tokio::test]
+async fn another_time_reaches_what_is_missing_already_though_the_list_is_the_same() -> Result<()> {
+    for flavor in Flavor::ALL {
+        let world = World::new(flavor, &PoolSettings::default()).await?;
+        let (pool, source) = (&world.pool, Origin::Source("eu".to_owned()));
+        let keep = |keep_missing| SyncOptions { keep_missing, ..SyncOptions::default() };
+        let year = HOUR * 24 * 365;
+        for shown in ["a", ""] {
+            pool.sync(&source, items("a b c"), &keep(Some(year))).await?;
+            pool.sync(&source, items(shown), &keep(Some(year))).await?;
+            // More time is for what is missed from now on.
+            pool.sync(&source, items(shown), &keep(Some(year * 2))).await?;
+            let at = |departures: &[redis_allocator::Departure]| departures.iter().map(|it| it.at).max();
+            let before = at(&pool.foresee_departures().await?);
+            pool.sync(&source, items(shown), &keep(Some(HOUR))).await?;
+            let after = at(&pool.foresee_departures().await?);
+            ensure!(after < before, "{after:?} {before:?}");
+            ensure!(pool.sync(&source, items(shown), &keep(Some(HOUR))).await? == SyncOutcome::Unchanged);
+            let report = world.gc_after(HOUR).await?;
+            let kept = world.declared().await?;
+            ensure!(kept == shown && !report.left.is_empty(), "{kept} {report:?}");
+
+            // No time at all: they leave at once.
+            pool.sync(&source, items("a b c"), &keep(Some(year))).await?;
+            pool.sync(&source, items(shown), &keep(Some(year))).await?;
+            pool.sync(&source, items(shown), &keep(None)).await?;
+            ensure!(world.declared().await? == shown && pool.foresee_departures().await?.is_empty());
+        }
+        ensure!(pool.info().await?.origins.is_empty(), "nothing is left of it");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_leaves_a_shared_pool_drains_until_its_last_holder_leaves() -> Result<()> {
     for flavor in Flavor::ALL {
         let mode = Mode::Shared { max_holders: NonZeroU32::new(2) };
@@ -210,8 +243,8 @@ async fn what_leaves_a_shared_pool_drains_until_its_last_holder_leaves() -> Resu
         let held = pool.malloc().ttl(HOUR * 3).up_to(4).await?;
         ensure!(held.len() == 4);
         pool.sync(&source, Vec::new(), &keep).await?;
-        let gone = pool.foresee_syncs(vec![(source, Vec::new())], &SyncOptions::default()).await?;
-        ensure!(gone[0].removed.is_empty(), "the source declares nothing any more: {gone:?}");
+        let gone = pool.foresee_syncs(vec![(source.clone(), Vec::new())], &keep).await?;
+        ensure!(gone[0].outcome == SyncOutcome::Unchanged, "the source declares nothing any more: {gone:?}");
         ensure!(left(&world.gc_after(HOUR).await?) == ["a", "b"]);
         ensure!(pool.info().await?.counts.draining == 2);
         for lease in held {

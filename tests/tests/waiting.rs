@@ -10,10 +10,10 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Flavor, Proxy, Server, cluster::Cluster, proxy::Fate, wait::eventually};
 use futures::future::join_all;
 use redis_allocator::{
-    BindOptions, BindPolicy, Cause, Client, Error, Item, Lease, Ownership, Pool, PoolSettings, ResourceKey, Selector,
-    malloc_any, malloc_any_or_wait,
+    BindOptions, BindPolicy, Cause, Client, Error, Item, Lease, Mode, Ownership, Pool, PoolSettings, ResourceKey,
+    Selector, malloc_any, malloc_any_or_wait,
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 
 const LONG: Duration = Duration::from_secs(30);
 /// Longer than any message needs, and half of the time between two looks of a waiter's own.
@@ -363,10 +363,31 @@ async fn what_does_not_fit_who_gathers_is_found_behind_much_that_does() -> Resul
         let gatherer = in_line(&pool, 1, async move { request.await }).await?;
         let waited = pool.malloc().wait(LONG).await?;
         ensure!(key(&waited) == "us");
+        let request = pool.malloc().select(selector("zone=us")).count(2).wait(LONG);
+        let second = in_line(&pool, 2, async move { request.await }).await?;
         waited.free().await?;
-        let at_once = pool.malloc().await?.context("it is nobody's")?;
+        let at_once = pool.malloc().await?.context("it is nobody's, until it is the second one's turn to gather")?;
         ensure!(key(&at_once) == "us" && pool.malloc().await?.is_none());
         at_once.free().await?;
+        gatherer.abort();
+
+        second.abort();
+
+        // Those who came while the pool was suspended, and only one of them gathers.
+        pool.configure(&PoolSettings { suspended: true, ..indexed() }, &Ownership::default()).await?;
+        let request = pool.malloc().select(selector("zone=eu")).count(21).wait(LONG);
+        eventually(LONG, async || {
+            ensure!(pool.info().await?.counts.waiting == 0);
+            Ok(())
+        })
+        .await?;
+        let gatherer = in_line(&pool, 1, async move { request.await }).await?;
+        let request = pool.malloc().wait(LONG);
+        let behind = in_line(&pool, 2, async move { request.await }).await?;
+        pool.configure(&indexed(), &Ownership::default()).await?;
+        let found = soon(behind).await?;
+        ensure!(key(&found) == "us");
+        found.free().await?;
         gatherer.abort();
         Ok(pool)
     })
@@ -438,6 +459,87 @@ async fn what_may_have_been_granted_unheard_of_is_not_asked_for_again() -> Resul
         ensure!(counters.granted == 2, "{counters:?}");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_reached_by_one_script_is_served_when_it_looks() -> Result<()> {
+    everywhere(async |client| {
+        let settings = PoolSettings { mode: Mode::Shared { max_holders: None }, ..PoolSettings::default() };
+        let pool = pool_of(&client, &settings, []).await?;
+        let crowd: Vec<_> = (0..250)
+            .map(|_| {
+                let request = pool.malloc().wait(LONG);
+                tokio::spawn(async move { request.await })
+            })
+            .collect();
+        eventually(LONG, async || {
+            ensure!(pool.info().await?.counts.waiting == 250);
+            Ok(())
+        })
+        .await?;
+        // There is room for all of them at once: more than a script offers.
+        pool.extend([item("roomy")]).await?;
+        let mut served = Vec::new();
+        for one in crowd {
+            served.push(soon(one).await?);
+        }
+        ensure!(pool.free_all(served).await?.iter().all(Result::is_ok));
+        Ok(pool)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_free_and_was_never_offered_is_found_by_a_look() -> Result<()> {
+    for flavor in Flavor::ALL {
+        let server = Server::start(flavor).await?;
+        let settings = PoolSettings { suspended: true, ..PoolSettings::default() };
+        let pool = pool_of(&Client::connect(&server.url()).await?, &settings, items(1)).await?;
+        let request = pool.malloc().wait(LONG);
+        let waiter = in_line(&pool, 1, async move { request.await }).await?;
+        // Resumed in a way that offers nothing.
+        server.cmd::<()>(&["HSET", "ra:{default/gpus}:meta", "suspended", "0"]).await?;
+        soon(waiter).await?.free().await?;
+        whole(&pool).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_wants_more_than_is_left_is_in_nobodys_way() -> Result<()> {
+    everywhere(async |client| {
+        let pool = pool_of(&client, &PoolSettings::default(), items(3)).await?;
+        let held = pool.malloc().await?.context("all are free")?;
+        let request = pool.malloc().count(3).wait(LONG);
+        let gatherer = in_line(&pool, 1, async move { request.await }).await?;
+        ensure!(pool.malloc().await?.is_none(), "all is kept");
+        pool.shrink([held.key().clone()]).await?;
+        held.free().await?;
+        let two = pool.malloc().count(2).await?.context("nothing is kept for who can't have it")?;
+        ensure!(pool.free_all(two).await?.iter().all(Result::is_ok));
+        // It is filled again.
+        pool.extend(items(3)).await?;
+        ensure!(soon(gatherer).await?.len() == 3);
+        Ok(pool)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_hears_that_its_time_is_refused_from_now_on() -> Result<()> {
+    everywhere(async |client| {
+        let pool = pool_of(&client, &PoolSettings::default(), items(1)).await?;
+        let held = pool.malloc().await?.context("it is free")?;
+        let request = pool.malloc().ttl(LONG).wait(LONG * 4);
+        let waiter = in_line(&pool, 1, async move { request.await }).await?;
+        let settings = PoolSettings { default_ttl: LONG / 3, max_ttl: Some(LONG / 2), ..PoolSettings::default() };
+        pool.configure(&settings, &Ownership::default()).await?;
+        let refused = timeout(LONG, waiter).await.context("it waits on")??;
+        ensure!(matches!(refused, Err(Error::TtlRefused { .. })), "{refused:?}");
+        held.free().await?;
+        Ok(pool)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -305,6 +305,17 @@ impl DesiredPool {
         }
     }
 
+    /// How many [`items`](Self::items) an origin has.
+    pub(crate) fn count(&self, origin: &Origin) -> u64 {
+        match origin {
+            Origin::Spec => self.spec.resources.len() as u64,
+            Origin::Range(name) => {
+                self.spec.ranges.iter().find(|range| range.name == *name).map_or(0, crd::ResourceRange::len)
+            }
+            Origin::Source(_) | Origin::Api => 0,
+        }
+    }
+
     /// Whether the declaration has this resource.
     pub(crate) fn declares(&self, key: &ResourceKey) -> bool {
         self.spec.resources.iter().any(|resource| resource.name == key.as_str())

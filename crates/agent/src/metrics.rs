@@ -97,6 +97,8 @@ pub(crate) struct Metrics {
     resources: Family<StateLabels, Gauge>,
     total: Family<PoolLabels, Gauge>,
     bindings: Family<PoolLabels, Gauge>,
+    waiting: Family<PoolLabels, Gauge>,
+    sessions: Family<PoolLabels, Gauge>,
     grants: Family<PoolLabels, Counter>,
     frees: Family<PoolLabels, Counter>,
     expirations: Family<PoolLabels, Counter>,
@@ -160,6 +162,8 @@ impl Metrics {
             ),
             total: register!("pool_resources_declared", "Declared resources of a pool", Family::default()),
             bindings: register!("pool_bindings", "Soft bindings of a pool", Family::default()),
+            waiting: register!("pool_waiting", "Callers in line for resources of a pool", Family::default()),
+            sessions: register!("pool_sessions", "Sessions that are alive in a pool", Family::default()),
             grants: register!("pool_grants", "Leases granted", Family::default()),
             frees: register!("pool_frees", "Leases given back by their holders", Family::default()),
             expirations: register!("pool_expirations", "Leases that expired and were reclaimed", Family::default()),
@@ -231,6 +235,8 @@ impl Metrics {
         let labels = PoolLabels { namespace, pool };
         self.total.get_or_create(&labels).set(gauge(counts.total));
         self.bindings.get_or_create(&labels).set(gauge(counts.bindings));
+        self.waiting.get_or_create(&labels).set(gauge(counts.waiting));
+        self.sessions.get_or_create(&labels).set(gauge(counts.sessions));
         let counters = &info.counters;
         for (family, count) in [
             (&self.grants, counters.granted),
@@ -253,7 +259,7 @@ impl Metrics {
             let PoolLabels { namespace, pool } = labels.clone();
             self.resources.remove(&StateLabels { namespace, pool, state });
         }
-        for family in [&self.total, &self.bindings] {
+        for family in [&self.total, &self.bindings, &self.waiting, &self.sessions] {
             family.remove(&labels);
         }
         for family in [&self.grants, &self.frees, &self.expirations, &self.revocations, &self.quarantines] {

@@ -42,5 +42,5 @@ pub use pool::{
 };
 pub use schema::crds;
 pub use template::{AddressTemplate, InvalidTemplate, KeyTemplate, MissingParam, ObjectTemplate, TargetTemplate};
-pub use validate::{MAX_SOURCE_ITEMS, validate, validate_items, validate_update};
+pub use validate::{MAX_SOURCE_ITEMS, read_items, validate, validate_items, validate_update};
 pub use violation::{FieldPath, Segment, Violation, without_secrets};

@@ -186,7 +186,10 @@ fn type_of(field: &Value) -> String {
             let items = type_of(&field["items"]);
             match field["x-kubernetes-list-map-keys"].as_array().and_then(|keys| keys.first()) {
                 Some(key) => format!("list by `{}`", key.as_str().unwrap()),
-                None => format!("list of {items}s"),
+                None => match items.strip_prefix("list ") {
+                    Some(of) => format!("list of lists {of}"),
+                    None => format!("list of {items}s"),
+                },
             }
         }
         "string" if is_duration(field) => "duration".to_owned(),

@@ -9,8 +9,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed.
 ///
-/// *Nothing free* is not among them: that is `Ok(None)`. Unless a variant says otherwise, a call that fails has changed
-/// nothing.
+/// *Nothing free* is not among them: that is `Ok(None)`, or for a request that waited [`Error::NotServed`]. Unless a variant
+/// says otherwise, a call that fails has changed nothing.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

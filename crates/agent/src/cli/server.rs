@@ -61,15 +61,14 @@ impl ServerArgs {
         if let Some(url) = &self.redis_url {
             return Ok(url.clone());
         }
-        if self.state_dir.is_none()
-            && let Some(url) = environment
-        {
-            return Ok(url);
+        if let (None, Some(url)) = (&self.state_dir, &environment) {
+            return Ok(url.clone());
         }
         let directory = self.state_dir()?;
         let path = directory.path().display();
         match directory.running_agent()? {
-            Some(agent) => match agent.redis_url {
+            // Of an agent without an embedded server, the directory tells everything but that.
+            Some(agent) => match agent.redis_url.or(environment) {
                 Some(url) => Ok(url),
                 None => bail!(
                     "the agent (pid {}) with the state directory {path} runs no embedded server, and does not write \
@@ -210,6 +209,8 @@ mod tests {
         let (running, _occupied) = agent(None).await;
         let error = args(None, running.path()).url(None).unwrap_err().to_string();
         assert!(error.contains("--redis-url") && error.contains("REDIS_URL"), "{error}");
+        let environment = Some("redis://environment".to_owned());
+        assert_eq!(args(None, running.path()).url(environment).unwrap(), "redis://environment");
     }
 
     #[test]

@@ -29,11 +29,8 @@ pub(super) async fn fetch(source: &SourceFile) -> Result<Vec<Resource>, Trouble>
     if bytes.len() > MAX_BYTES {
         return Err(too_large(&source.path));
     }
-    let mut read = Text { bytes, format: source.format, secret: false }.read().await;
-    if let Err(trouble) = &mut read {
-        trouble.message = format!("{}: {}", source.path, trouble.message);
-    }
-    read
+    let read = Text { bytes, format: source.format, secret: false }.read().await;
+    read.map_err(|trouble| trouble.about(&source.path))
 }
 
 #[cfg(test)]
@@ -68,7 +65,7 @@ mod tests {
         assert!(directory.category == "invalid" && directory.message.contains("is not a file"), "{directory}");
         fs::write(&path, "a\na\n").unwrap();
         let twice = read(&path).await.unwrap_err();
-        assert!(twice.message.contains("/list: line 2: found \"a\""), "{twice}");
+        assert!(twice.message.contains("/list: line 2: found the key of line 1 again"), "{twice}");
         fs::write(&path, vec![b'a'; MAX_BYTES + 1]).unwrap();
         let large = read(&path).await.unwrap_err();
         assert!(large.category == "too_large" && large.message.contains("longer than 8 MiB"), "{large}");

@@ -38,11 +38,8 @@ pub(super) async fn fetch(
             format!("{told} answered with HTML or XML, allowed is a list: is the URL right?"),
         ));
     }
-    let mut read = Text { bytes, format: source.format, secret: false }.read().await;
-    if let Err(trouble) = &mut read {
-        trouble.message = format!("{told}: {}", trouble.message);
-    }
-    read
+    let read = Text { bytes, format: source.format, secret: false }.read().await;
+    read.map_err(|trouble| trouble.about(&told))
 }
 
 /// One fetch.
@@ -113,13 +110,11 @@ impl Get<'_> {
         let mut bytes = Vec::new();
         loop {
             let chunk = timeout_at(self.deadline, response.chunk()).await.map_err(|_| {
-                let message =
-                    format!("{told} had sent {} bytes, and not all, within {}", bytes.len(), self.source.timeout);
-                Trouble::new(TIMEOUT, message)
+                // How much it was differs each time, and a message that does is another one.
+                Trouble::new(TIMEOUT, format!("{told} had not sent all of its answer within {}", self.source.timeout))
             })?;
             let chunk = chunk.map_err(|error| {
-                let message = format!("{told} broke off after {} bytes: {}", bytes.len(), cause(&error));
-                Trouble::new(UNREACHABLE, message)
+                Trouble::new(UNREACHABLE, format!("the answer to {told} broke off: {}", cause(&error)))
             })?;
             let Some(chunk) = chunk else { return Ok(bytes) };
             if bytes.len() + chunk.len() > MAX_BYTES {

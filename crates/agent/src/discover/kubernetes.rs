@@ -19,6 +19,7 @@ use redis_allocator_crd::{
     LabelOperator, LabelSelector, MAX_SOURCE_ITEMS, Resource, SelectedObjects, SourceKeyRef, SourceKubernetes,
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::{
     list::{MAX_BYTES, Text, too_large},
@@ -35,21 +36,19 @@ pub(super) async fn fetch(
 ) -> Result<Vec<Resource>, Trouble> {
     let client = client.clone();
     if let Some(selected) = &source.pods {
-        let pods = list::<Pod>(&Api::namespaced(client, namespace), "pods", selected).await?;
-        collect(pods.iter().filter(|pod| is_ready_pod(pod)).filter_map(|pod| {
-            selected.template.key(Some(&pod.name_any()), pod.status.as_ref()?.pod_ip.as_deref(), None)
-        }))
+        let key = |pod: &Pod| {
+            let ip = pod.status.as_ref()?.pod_ip.as_deref();
+            selected.template.key(Some(&pod.name_any()), ip, None).filter(|_| is_ready_pod(pod))
+        };
+        list(&Api::namespaced(client, namespace), "pods", selected, key).await
     } else if let Some(selected) = &source.nodes {
-        let nodes = list::<Node>(&Api::all(client), "nodes", selected).await?;
-        collect(
-            nodes
-                .iter()
-                .filter(|node| is_ready_node(node))
-                .filter_map(|node| selected.template.key(Some(&node.name_any()), internal_ip(node), None)),
-        )
+        let key = |node: &Node| {
+            selected.template.key(Some(&node.name_any()), internal_ip(node), None).filter(|_| is_ready_node(node))
+        };
+        list(&Api::all(client), "nodes", selected, key).await
     } else if let Some(selected) = &source.endpoint_slices {
-        let slices = list::<EndpointSlice>(&Api::namespaced(client, namespace), "endpointslices", selected).await?;
-        collect(slices.iter().flat_map(|slice| endpoints(slice, selected)))
+        let keys = |slice: &EndpointSlice| endpoints(slice, selected);
+        list(&Api::namespaced(client, namespace), "endpointslices", selected, keys).await
     } else if let Some(reference) = &source.config_map_key_ref {
         let api: Api<ConfigMap> = Api::namespaced(client, namespace);
         let what = format!("ConfigMap {namespace}/{}", reference.name);
@@ -78,11 +77,8 @@ async fn read(
     if bytes.len() > MAX_BYTES {
         return Err(too_large(what));
     }
-    let mut read = Text { bytes, format: reference.format, secret }.read().await;
-    if let Err(trouble) = &mut read {
-        trouble.message = format!("{what}, key {}: {}", reference.key, trouble.message);
-    }
-    read
+    let read = Text { bytes, format: reference.format, secret }.read().await;
+    read.map_err(|trouble| trouble.about(&format!("{what}, key {}", reference.key)))
 }
 
 /// Read here, because the client logs an answer that it can't read.
@@ -92,26 +88,34 @@ async fn secret(client: &Client, namespace: &str, name: &str) -> Result<Secret, 
     serde_json::from_str(&text).map_err(kube::Error::SerdeError)
 }
 
-/// All objects that the selector matches.
-async fn list<K>(api: &Api<K>, what: &str, selected: &SelectedObjects) -> Result<Vec<K>, Trouble>
+/// What all objects bring that the selector matches. Of the objects, no more than a page is kept at once.
+async fn list<K, I>(
+    api: &Api<K>,
+    what: &str,
+    selected: &SelectedObjects,
+    keys: impl Fn(&K) -> I,
+) -> Result<Vec<Resource>, Trouble>
 where
     K: Clone + DeserializeOwned + Debug,
+    I: IntoIterator<Item = String>,
 {
     let selector = selector(&selected.label_selector)?;
     let mut params = ListParams::default().labels_from(&selector).limit(PAGE);
-    let mut found = Vec::new();
+    // Sorted, as the order of objects means nothing; an endpoint may be in several slices.
+    let mut found = BTreeSet::new();
     loop {
         let page = api.list(&params).await.map_err(|error| failed(what, &error))?;
-        found.extend(page.items);
+        found.extend(page.items.iter().flat_map(&keys));
         if found.len() > MAX_SOURCE_ITEMS {
             let message = format!(
-                "more than {MAX_SOURCE_ITEMS} {what} match, the most that a source may bring: narrow spec.sources"
+                "the {what} that match bring more than {MAX_SOURCE_ITEMS} resources, the most that a source may: narrow \
+                 spec.sources"
             );
             return Err(Trouble::new(TOO_LARGE, message));
         }
         params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
         if params.continue_token.is_none() {
-            return Ok(found);
+            return resources(found);
         }
     }
 }
@@ -136,11 +140,8 @@ fn selector(declared: &LabelSelector) -> Result<Selector, Trouble> {
     selector.try_into().map_err(|error| Trouble::new(INVALID, format!("the labelSelector can't be used: {error}")))
 }
 
-/// Sorted, as the order of objects means nothing; an endpoint may be in several slices.
-fn collect(keys: impl Iterator<Item = String>) -> Result<Vec<Resource>, Trouble> {
-    let keys: BTreeSet<String> = keys.collect();
-    let keys = keys.into_iter().collect::<Vec<_>>();
-    redis_allocator_crd::validate_items(&keys.into()).map_err(|violations| {
+fn resources(keys: BTreeSet<String>) -> Result<Vec<Resource>, Trouble> {
+    redis_allocator_crd::validate_items(keys.into_iter().map(Value::from)).map_err(|violations| {
         let first = violations.first().map_or_else(String::new, ToString::to_string);
         Trouble::new(INVALID, format!("the template makes what is no key: {first}"))
     })

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 
-use redis_allocator_crd::{FieldPath, Resource, Segment, SourceFormat, Violation, validate_items};
+use redis_allocator_crd::{
+    FieldPath, MAX_SOURCE_ITEMS, Resource, Segment, SourceFormat, Violation, read_items, validate_items,
+};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
@@ -11,7 +13,7 @@ use super::trouble::{INVALID, TOO_LARGE, Trouble};
 
 /// The longest text, in bytes.
 pub(super) const MAX_BYTES: usize = 8 * 1024 * 1024;
-/// Lists that are read at once: as a tree, a long one takes many times its size.
+/// Lists that are read at once: what a long one lists takes many times its size.
 static READING: Semaphore = Semaphore::const_new(2);
 /// Mistakes told of one list.
 const TOLD: usize = 3;
@@ -57,28 +59,33 @@ impl Text {
     }
 
     fn lines(&self, text: &str) -> Result<Vec<Resource>, Trouble> {
+        if is_json(text) {
+            let message = "found JSON, allowed is one key a line; to read it as JSON, say format: Json";
+            return Err(Trouble::new(INVALID, message));
+        }
         let lines = text.lines().map(str::trim).zip(1_usize..);
-        let lines: Vec<_> = lines.filter(|(line, _)| !line.is_empty() && !line.starts_with('#')).collect();
+        let lines = lines.filter(|(line, _)| !line.is_empty() && !line.starts_with('#'));
+        // One more is enough to see that there are too many.
+        let lines: Vec<_> = lines.take(MAX_SOURCE_ITEMS + 1).collect();
         let mut seen = HashMap::new();
         for (key, number) in &lines {
             if let Some(first) = seen.insert(*key, *number) {
-                let found = if self.secret { String::new() } else { format!("found {key:?}, ") };
-                let message = format!("line {number}: {found}line {first} is the same, allowed is each key once");
+                let message = format!("line {number}: found the key of line {first} again, allowed is each key once");
                 return Err(Trouble::new(INVALID, message));
             }
         }
-        let keys: Value = lines.iter().map(|(key, _)| *key).collect();
         let place = |index: usize| lines.get(index).map_or_else(String::new, |(_, number)| format!("line {number}"));
-        validate_items(&keys).map_err(|violations| self.wrong(&violations, place))
+        validate_items(lines.iter().map(|(key, _)| Value::from(*key)))
+            .map_err(|violations| self.wrong(&violations, place))
     }
 
     fn json(&self, text: &str) -> Result<Vec<Resource>, Trouble> {
-        let list = serde_json::from_str(text).map_err(|error| {
+        let items = read_items(text).map_err(|error| {
             // It names a line and a column, and nothing that stands there.
             let found = if text.trim().is_empty() { "nothing at all".to_owned() } else { error.to_string() };
             Trouble::new(INVALID, format!("it is not JSON: {found}"))
         })?;
-        validate_items(&list).map_err(|violations| self.wrong(&violations, |index| format!("entry [{index}]")))
+        items.map_err(|violations| self.wrong(&violations, |index| format!("entry [{index}]")))
     }
 
     fn wrong(&self, violations: &[Violation], place: impl Fn(usize) -> String) -> Trouble {
@@ -104,6 +111,14 @@ impl Text {
     }
 }
 
+/// Whether a text is JSON, as servers answer that were asked for something else, or tell an error. Line by line it would pass
+/// for keys. A key may begin with a bracket itself: `[fd00::1]:80`.
+fn is_json(text: &str) -> bool {
+    let text = text.trim_start();
+    let in_list = text.strip_prefix('[').map(str::trim_start);
+    text.starts_with('{') || in_list.is_some_and(|rest| rest.starts_with(['"', '{', '[', ']']))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,12 +140,35 @@ mod tests {
     fn one_bad_line_refuses_the_list_and_says_which_it_is() {
         for (text, message) in [
             (format!("# a\nb\n{}\n", "x".repeat(513)), "line 3: found \"xxx"),
-            ("a\n\nb\na\n".to_owned(), "line 4: found \"a\", line 1 is the same, allowed is each key once"),
+            ("a\n\nb\na\n".to_owned(), "line 4: found the key of line 1 again, allowed is each key once"),
+            (format!("{0}\n{0}\n", "x".repeat(1_000_000)), "line 2: found the key of line 1 again"),
             ("a\0b".to_owned(), "line 1: found \"a\\0b\", allowed is a text without NUL"),
         ] {
             let error = parse(SourceFormat::Lines, &text).unwrap_err();
-            assert!(error.starts_with(message), "{error}");
+            assert!(error.starts_with(message) && error.len() < 300, "{error}");
         }
+    }
+
+    #[test]
+    fn json_is_not_taken_for_lines() {
+        for text in
+            ["{\"error\": \"down\"}", "\u{feff}\n {\n}", "[\"a\", \"b\"]", "[\n  {\"name\": \"a\"}\n]", "[]", "[[1]]"]
+        {
+            let error = parse(SourceFormat::Lines, text).unwrap_err();
+            assert_eq!(error, "found JSON, allowed is one key a line; to read it as JSON, say format: Json");
+        }
+        let keys = "[fd00::1]:80\n[::1]:80\n";
+        assert_eq!(parse(SourceFormat::Lines, keys), Ok(vec!["[fd00::1]:80".to_owned(), "[::1]:80".to_owned()]));
+    }
+
+    #[test]
+    fn too_many_lines_are_one_mistake() {
+        let many: Vec<_> = (0..=MAX_SOURCE_ITEMS).map(|n| n.to_string()).collect();
+        let error = parse(SourceFormat::Lines, &many.join("\n")).unwrap_err();
+        assert!(
+            error.starts_with("the list: found a longer one, allowed is a list of at most 100000 entries"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -168,6 +206,9 @@ mod tests {
             (SourceFormat::Json, r#"["a", {"hunter2": 1, "labels": {"-hunter2": "hunter2 "}}]"#.to_owned()),
             (SourceFormat::Json, r#""hunter2""#.to_owned()),
             (SourceFormat::Json, r#"["hunter2"#.to_owned()),
+            (SourceFormat::Json, r#"{"hunter2": "hunter2"}"#.to_owned()),
+            (SourceFormat::Json, r#"["a", "hunter2" "hunter2"]"#.to_owned()),
+            (SourceFormat::Lines, r#"["hunter2"]"#.to_owned()),
             (SourceFormat::Json, "hunter2".to_owned()),
         ] {
             let secret = Text { bytes: text.clone().into(), format, secret: true };

@@ -32,14 +32,40 @@ pub(crate) const INVALID: &str = "invalid";
 /// Too much would leave.
 pub(crate) const HELD_BACK: &str = "held_back";
 
+/// Characters of the longest message: it is part of a status, and parts of it come from outside.
+const LONGEST: usize = 1000;
+
 impl Trouble {
     pub(super) fn new(category: &'static str, message: impl Into<String>) -> Self {
-        Self { category, message: message.into() }
+        let mut message = message.into();
+        if let Some((cut, _)) = message.char_indices().nth(LONGEST) {
+            message.truncate(cut);
+            message.push('…');
+        }
+        Self { category, message }
+    }
+
+    /// The same, and what it is about.
+    pub(super) fn about(self, what: &str) -> Self {
+        Self::new(self.category, format!("{what}: {}", self.message))
     }
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_ends_somewhere() {
+        let trouble = Trouble::new(INVALID, "é".repeat(1000));
+        assert_eq!(trouble.message.chars().count(), 1000);
+        let about = trouble.about("list").message;
+        assert!(about.starts_with("list: é") && about.ends_with("é…") && about.chars().count() == 1001, "{about}");
     }
 }

@@ -20,6 +20,7 @@ use std::{
 
 use redis_allocator::ResourceState;
 use redis_allocator_crd::HealthCheck;
+use serde_json::Map;
 use tokio::sync::Semaphore;
 
 pub(crate) use self::rounds::{RETRY, release_all, watch_over};
@@ -75,7 +76,10 @@ impl Prober {
             http::probe(&self.http, get, &url, self.allow_link_local).await
         } else if let Some(socket) = &check.tcp_socket {
             let address = socket.address.render(name, params).map_err(text)?;
-            tcp::probe(&address, self.allow_link_local).await
+            // Params may be secret, and errors are told to everybody.
+            let has_params = socket.address.render(name, &Map::new()).is_err();
+            let told = has_params.then(|| socket.address.as_str());
+            tcp::probe(&address, told, self.allow_link_local).await
         } else if let Some(exec) = &check.exec {
             let command: Vec<_> =
                 exec.command.iter().map(|part| part.render(name, params)).collect::<Result<_, _>>().map_err(text)?;
@@ -97,4 +101,45 @@ pub(crate) struct ProbeSettings {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use redis_allocator::Place;
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn params_in_an_address_are_not_told() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let settings = ProbeSettings { concurrent: 1, allow_exec: false, allow_link_local: false };
+        let prober = Prober::new(settings, Metrics::new(), Notices::default()).unwrap();
+        let params = json!({"host": "127.0.0.77", "local": "169.254.0.77", "port": 1, "none": "1.77"});
+        let resource = ResourceState {
+            key: "127.0.0.78".parse().unwrap(),
+            declared: true,
+            priority: 0,
+            position: 0,
+            labels: BTreeMap::new(),
+            params: params.as_object().unwrap().clone(),
+            origins: Vec::new(),
+            place: Place::Nowhere,
+            holders: Vec::new(),
+            holder_count: 0,
+            marks: Vec::new(),
+            reserved_for: None,
+        };
+        let probe = async |address: &str| {
+            let check = serde_json::from_value(json!({"tcpSocket": {"address": address}})).unwrap();
+            prober.probe(&check, &resource).await.unwrap_err()
+        };
+        for address in ["{params.host}:{params.port}", "{params.local}:80", "{params.none}", "{name}:{params.none}"] {
+            let error = probe(address).await;
+            assert!(error.contains(address) && !error.contains("77"), "{error}");
+        }
+        assert!(probe("{name}:1").await.contains("127.0.0.78:1"));
+    }
 }

@@ -4,13 +4,15 @@
 //! - Each step leaves the pool usable; a step that fails is done again next time, and so are those after it.
 //! - Nothing is written when everything is as declared.
 //! - A live lease is never taken away, unless the declaration says `Revoke`.
+//! - An origin is not emptied before each source has brought a list: what it had may be what that one is about to bring.
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
-use redis_allocator::{
-    Binding, Configured, Error, Known, Origin, OriginInfo, Ownership, Pool, PoolInfo, SyncOptions, SyncOutcome,
-};
+use redis_allocator::{Binding, Configured, Error, Known, Origin, Ownership, Pool, PoolInfo, SyncOptions, SyncOutcome};
 
 use super::{
     Context,
@@ -42,9 +44,15 @@ pub(super) struct Extent {
 }
 
 /// Reconciles a pool that [`configure`] has found to be this declaration's.
-pub(super) async fn apply(ctx: &Context, desired: &DesiredPool, extent: Extent) -> Result<Applied, Error> {
+/// `brought`: sources that this agent has had a list of.
+pub(super) async fn apply(
+    ctx: &Context,
+    desired: &DesiredPool,
+    brought: &BTreeSet<String>,
+    extent: Extent,
+) -> Result<Applied, Error> {
     let pool = ctx.client.pool(desired.name.as_str())?;
-    let held_back = synchronise(&pool, desired).await?;
+    let sync = synchronise(&pool, desired, brought).await?;
     let verdicts = bind(&pool, desired, extent.complete).await?;
     if extent.thorough {
         repair(&pool).await?;
@@ -52,7 +60,6 @@ pub(super) async fn apply(ctx: &Context, desired: &DesiredPool, extent: Extent) 
     let info = pool.info().await?;
     ctx.memory.saw(&info, desired.deletion_policy());
     ctx.board.set_bindings(&desired.name, verdicts);
-    let sync = if held_back.is_empty() { Sync::Done } else { Sync::HeldBack(held_back) };
     Ok(Applied { sync, info })
 }
 
@@ -91,32 +98,59 @@ pub(super) async fn configure(ctx: &Context, desired: &DesiredPool) -> Result<Co
     Ok(configured)
 }
 
-/// Brings every origin of the declaration to what it declares, and those that left it to nothing. What was held back. What
+/// Brings every origin of the declaration to what it declares, and those that left it to nothing; how far that came. What
 /// sources bring is their own matter, see [`discover`](crate::discover).
-async fn synchronise(pool: &Pool, desired: &DesiredPool) -> Result<Vec<Shrink>, Error> {
-    let declared = desired.origins();
+async fn synchronise(pool: &Pool, desired: &DesiredPool, brought: &BTreeSet<String>) -> Result<Sync, Error> {
+    let turns = Turns::new(&pool.info().await?, desired, brought);
     let options = desired.sync_options();
     let mut held_back = Vec::new();
-    for origin in &declared {
-        let items = desired.items(origin)?;
-        held_back.extend(synchronise_one(pool, origin, items, &options).await?);
+    for origin in turns.now {
+        let items = desired.items(&origin)?;
+        held_back.extend(synchronise_one(pool, &origin, items, &options).await?);
     }
-    for origin in undeclared_origins(&pool.info().await?, desired) {
-        held_back.extend(synchronise_one(pool, &origin, Vec::new(), &options).await?);
+    Ok(if !held_back.is_empty() {
+        Sync::HeldBack(held_back)
+    } else if !turns.later.is_empty() {
+        Sync::Waiting(turns.later)
+    } else {
+        Sync::Done
+    })
+}
+
+/// Whose turn it is to be synchronised.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Turns {
+    /// In this order: those that grow first, so that what moves from one to another never leaves the pool.
+    pub(super) now: Vec<Origin>,
+    /// Those that would be left with nothing while there is a source that has not brought a list yet.
+    pub(super) later: Vec<Origin>,
+}
+
+impl Turns {
+    /// `brought`: sources that are known to have brought a list, apart from those that Redis has a list of.
+    pub(super) fn new(info: &PoolInfo, desired: &DesiredPool, brought: &BTreeSet<String>) -> Self {
+        let is_awaited = |origin: &Origin| {
+            let is_known = info.origins.get(origin).is_some_and(|seen| seen.count > 0 || seen.digest.is_some());
+            !is_known && !matches!(origin, Origin::Source(name) if brought.contains(name))
+        };
+        let awaits = desired.source_origins().iter().any(is_awaited);
+        let mut now = desired.origins();
+        now.extend(undeclared_origins(info, desired));
+        let is_emptied = |origin: &Origin| desired.count(origin) == 0 && info.origins.contains_key(origin);
+        let later = now.extract_if(.., |origin| awaits && is_emptied(origin)).collect();
+        let had = |origin: &Origin| info.origins.get(origin).map_or(0, |seen| seen.count);
+        now.sort_by_cached_key(|origin| Reverse(desired.count(origin).cmp(&had(origin))));
+        Self { now, later }
     }
-    Ok(held_back)
 }
 
 /// The origins of declarations that the pool has resources of, and that are not declared any more.
-pub(super) fn undeclared_origins(info: &PoolInfo, desired: &DesiredPool) -> Vec<Origin> {
+fn undeclared_origins(info: &PoolInfo, desired: &DesiredPool) -> Vec<Origin> {
     let mut declared = desired.origins();
     declared.extend(desired.source_origins());
-    let is_undeclared = |origin: &Origin, seen: &OriginInfo| {
-        let is_ours = matches!(origin, Origin::Spec | Origin::Range(_) | Origin::Source(_));
-        let has_left = seen.count == 0 && seen.digest.is_some();
-        is_ours && !has_left && !declared.contains(origin)
-    };
-    info.origins.iter().filter(|(origin, seen)| is_undeclared(origin, seen)).map(|(origin, _)| origin.clone()).collect()
+    // One that counts nothing may have something all the same: what is kept for a while, or what was written half-way.
+    let is_undeclared = |origin: &&Origin| *origin != &Origin::Api && !declared.contains(origin);
+    info.origins.keys().filter(is_undeclared).cloned().collect()
 }
 
 /// Whether a binding is to be removed, where what is not declared is known to be undeclared.

@@ -1,6 +1,6 @@
 //! From what was observed of a pool to the conditions that people see. Pure: no clock but the one handed in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -26,6 +26,13 @@ pub(crate) struct Observed {
     pub(crate) sources: BTreeMap<String, SourceReport>,
 }
 
+impl Observed {
+    /// The sources that have brought a list to this agent.
+    pub(super) fn brought(&self) -> BTreeSet<String> {
+        self.sources.iter().filter(|(_, report)| report.items.is_some()).map(|(name, _)| name.clone()).collect()
+    }
+}
+
 /// How far the last reconciliation came.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Sync {
@@ -35,6 +42,8 @@ pub(crate) enum Sync {
     Done,
     /// All but these was done.
     HeldBack(Vec<Shrink>),
+    /// All but to empty these, which stay until each source has brought a list.
+    Waiting(Vec<Origin>),
     Failed(Error),
     /// The pool is not declared any more, and goes when its leases have ended.
     Draining {
@@ -102,6 +111,7 @@ pub(crate) fn status(observed: &Observed, before: Option<&ResourcePoolStatus>, n
         quarantined: count(info.counts.quarantined),
         reserved: count(info.counts.reserved),
         draining: count(info.counts.draining),
+        waiting: count(info.counts.waiting),
         incarnation: observed.ours.then(|| info.incarnation.to_string()),
         longest_ttl: match longest {
             Some(Longest::For(duration)) => in_manifest_form(duration),
@@ -109,7 +119,6 @@ pub(crate) fn status(observed: &Observed, before: Option<&ResourcePoolStatus>, n
         },
         permanent_leases: longest == Some(Longest::Permanent),
         sources,
-        ..ResourcePoolStatus::default()
     }
 }
 
@@ -178,7 +187,7 @@ fn ready(observed: &Observed) -> Verdict {
     };
     match &observed.sync {
         Sync::Pending => Verdict::unknown("Ready", "Pending", "not reconciled yet"),
-        Sync::Done | Sync::HeldBack(_) => granting(),
+        Sync::Done | Sync::HeldBack(_) | Sync::Waiting(_) => granting(),
         Sync::Failed(error) => Verdict::new("Ready", false, reason(error), error.to_string()),
         Sync::Draining { leases_left } => Verdict::new("Ready", false, "Draining", draining(*leases_left)),
     }
@@ -199,9 +208,16 @@ fn synced(observed: &Observed) -> Verdict {
                 format!("{}; if that is meant, set spec.maxShrinkPercent to 100 until it is done", parts.join("; "));
             Verdict::new("Synced", false, "ShrinkHeldBack", message)
         }
+        Sync::Waiting(origins) => Verdict::new("Synced", false, "SourcePending", stays(origins)),
         Sync::Failed(error) => Verdict::new("Synced", false, reason(error), error.to_string()),
         Sync::Draining { leases_left } => Verdict::new("Synced", false, "Draining", draining(*leases_left)),
     }
+}
+
+/// Of origins that wait to be emptied.
+pub(super) fn stays(origins: &[Origin]) -> String {
+    let names: Vec<_> = origins.iter().map(ToString::to_string).collect();
+    format!("what {} had stays until each source has brought a list once", names.join(" and "))
 }
 
 fn draining(leases_left: u64) -> String {
@@ -341,6 +357,18 @@ mod tests {
             synced.message.contains("spec declares 1") && synced.message.contains("maxShrinkPercent"),
             "{}",
             synced.message
+        );
+    }
+
+    #[test]
+    fn what_waits_for_a_source_is_not_in_sync_and_says_so() {
+        let origins = vec![Origin::Spec, Origin::Source("old".to_owned())];
+        let observed = Observed { sync: Sync::Waiting(origins), ..Observed::default() };
+        assert_eq!(summary(&observed)[..2], ["Ready=True/Ready", "Synced=False/SourcePending"]);
+        let status = status(&observed, None, at(0));
+        assert_eq!(
+            condition(&status, "Synced").message,
+            "what spec and source/old had stays until each source has brought a list once"
         );
     }
 

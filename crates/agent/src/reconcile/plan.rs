@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use self::origins::OriginPlan;
 use super::{
-    apply::{is_undeclared_binding, undeclared_origins},
-    conditions::{in_manifest_form, reason},
+    apply::{Turns, is_undeclared_binding},
+    conditions::{in_manifest_form, reason, stays},
     supervise::existing_pools,
 };
 use crate::{
@@ -140,10 +140,15 @@ impl Question<'_> {
                 Some("Redis has lost it: what is refilled is held back until its lost leases are over".to_owned());
         }
 
-        let declared = desired.origins();
+        // Of a source that Redis has nothing of, only the agent knows whether it has brought an empty list.
+        let turns = match &info {
+            Some(info) => Turns::new(info, desired, &BTreeSet::new()),
+            None => Turns { now: desired.origins(), later: Vec::new() },
+        };
         let mut syncs: Vec<(Origin, Vec<Item>)> = Vec::new();
-        for origin in &declared {
-            syncs.push((origin.clone(), desired.items(origin)?));
+        for origin in turns.now {
+            let items = desired.items(&origin)?;
+            syncs.push((origin, items));
         }
         let mut bound = Vec::new();
         let mut now = None;
@@ -153,7 +158,6 @@ impl Question<'_> {
                 let from = info.manager.clone().unwrap_or_else(|| "nobody".to_owned());
                 plan.settings.push(Edit { field: "manager", from, to: self.manager.to_owned() });
             }
-            syncs.extend(undeclared_origins(info, desired).into_iter().map(|origin| (origin, Vec::new())));
             bound = pool.bindings().await?;
             now = Some(info.now);
         }
@@ -163,6 +167,12 @@ impl Question<'_> {
         plan.bindings = bindings(desired, &bound, self.declaration.complete, now);
         if plan.action == Action::Keep {
             plan.action = plan.judge(configured.recovered);
+        }
+        if !turns.later.is_empty() {
+            plan.why.get_or_insert_with(|| stays(&turns.later));
+            if plan.action == Action::Keep {
+                plan.action = Action::HoldBack;
+            }
         }
         Ok(plan)
     }

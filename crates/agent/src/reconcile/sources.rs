@@ -10,7 +10,10 @@ use futures::{
 };
 use redis_allocator_crd::SourceState;
 
-use super::worker::{Want, Worker};
+use super::{
+    conditions::Sync,
+    worker::{Want, Worker},
+};
 use crate::{
     desired::DesiredSource,
     discover::{Follow, SourceReport, follow},
@@ -94,7 +97,11 @@ impl Worker {
         self.observe(|observed| {
             // One that left the declaration meanwhile is not to be told of.
             if let Some(known) = observed.sources.get_mut(name) {
+                let is_first = known.items.is_none() && report.items.is_some();
                 *known = report;
+                if is_first && matches!(observed.sync, Sync::Waiting(_)) {
+                    self.go_astray();
+                }
             }
         });
     }

@@ -2,6 +2,7 @@
 //! is over; probes; discovers. Four loops, so that a slow one holds up no other.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -202,8 +203,14 @@ impl Worker {
         }
         self.set_managing(true);
         let extent = Extent { thorough: extent.thorough || configured.recovered, ..extent };
-        let Applied { sync, info } = apply(&self.ctx, desired, extent).await?;
+        let mut brought = BTreeSet::new();
+        self.observe(|observed| brought = observed.brought());
+        let Applied { sync, info } = apply(&self.ctx, desired, &brought, extent).await?;
         self.observe(|observed| {
+            if matches!(sync, Sync::Waiting(_)) && observed.brought() != brought {
+                // Who waited for it did not hear of it.
+                self.go_astray();
+            }
             if let Sync::HeldBack(shrinks) = &sync
                 && !matches!(&observed.sync, Sync::HeldBack(before) if before == shrinks)
             {

@@ -99,7 +99,7 @@ pub struct HttpGet {
     pub expected_status: StatusRange,
 }
 
-/// A header of an HTTP probe.
+/// A header of an HTTP request.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpHeader {

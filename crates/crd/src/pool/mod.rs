@@ -35,7 +35,7 @@ use crate::duration::Duration;
     derive = "PartialEq",
     shortname = "rpool",
     category = "redis-allocator",
-    doc = "A pool of scarce, named things that workloads lease one at a time.",
+    doc = "A pool of scarce, named things that workloads lease.",
     validation = Rule::new(crate::patterns::NAME_RULE).message(crate::patterns::NAME_MESSAGE),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode", description = "How many holders a resource has at once."),
     printcolumn(name = "Total", type_ = "integer", json_path = ".status.total", description = "Declared resources."),

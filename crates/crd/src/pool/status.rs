@@ -32,7 +32,7 @@ pub struct ResourcePoolStatus {
     #[serde(default)]
     pub free: i64,
 
-    /// Resources with a live lease.
+    /// Live leases; in a Shared pool, a resource may have several.
     #[serde(default)]
     pub leased: i64,
 
@@ -48,7 +48,7 @@ pub struct ResourcePoolStatus {
     #[serde(default)]
     pub draining: i64,
 
-    /// Callers waiting for a resource.
+    /// Callers in line for a resource.
     #[serde(default)]
     pub waiting: i64,
 

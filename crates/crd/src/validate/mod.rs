@@ -11,7 +11,7 @@ mod structure;
 
 use serde_json::Value;
 
-pub use self::items::{MAX_SOURCE_ITEMS, validate_items};
+pub use self::items::{MAX_SOURCE_ITEMS, read_items, validate_items};
 use crate::{
     kind::{Kind, Object},
     schema,

@@ -95,8 +95,8 @@ impl Pool {
         for (origin, items) in declared {
             let desired = Declared::read(&items)?;
             let is_forgotten = copy.as_ref().is_some_and(|copy| copy.forgotten.contains(&origin));
-            let digest = if is_forgotten { "" } else { &desired.digest };
-            let outcome = self.foresee_begin(&origin, digest, items.len(), options).await?;
+            let digest = if is_forgotten { String::new() } else { going.digest(&desired) };
+            let outcome = self.foresee_begin(&origin, &digest, items.len(), options).await?;
             if let Some(outcome) = outcome {
                 foreseen.push(SyncForesight::nothing(origin, outcome));
                 continue;
@@ -261,7 +261,7 @@ impl Copy {
         if !origins.contains(origin) {
             origins.push(origin.clone());
         }
-        let facts_are_others = record.origins.iter().any(|other| other != origin && rank(other) < rank(origin));
+        let facts_are_others = record.origins.iter().any(|other| other != origin && precedes(other, origin));
         let changed =
             if facts_are_others { Record { origins, ..record.clone() } } else { new(record.position, origins) };
         if *record == changed {
@@ -294,12 +294,13 @@ enum Upserted {
     Same,
 }
 
-/// Where two origins declare one item, the facts are those of the lowest rank: as in `origins.lua`.
-fn rank(origin: &Origin) -> u8 {
-    match origin {
+/// Whether an origin's facts are the item's where the other one declares it too: as in `origins.lua`.
+fn precedes(one: &Origin, other: &Origin) -> bool {
+    let place = |origin: &Origin| match origin {
         Origin::Spec => 1,
         Origin::Range(_) => 2,
         Origin::Source(_) => 3,
         Origin::Api => 4,
-    }
+    };
+    (place(one), one.to_string()) < (place(other), other.to_string())
 }

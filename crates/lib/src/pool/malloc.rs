@@ -363,7 +363,7 @@ impl Pool {
 /// The first lease that one of several requests gets, tried in this order, one round trip each: for pools of which any
 /// would do. `None` when none of them has anything free.
 ///
-/// To wait as well, wait in one of them afterwards: `malloc_any([&a, &b]).await?` and then
+/// To wait as well, wait in one of them afterwards: `malloc_any([a.malloc(), b.malloc()]).await?` and then
 /// `a.malloc().wait(…)`; [`malloc_any_or_wait`] does both.
 ///
 /// # Errors

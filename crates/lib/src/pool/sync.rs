@@ -48,8 +48,8 @@ pub struct SyncOptions {
     /// 100: any.
     pub max_shrink_percent: u8,
     /// How long what is no longer declared stays all the same, from 1 ms to ten years: [`Pool::gc`] takes it out then,
-    /// unless it is declared again meanwhile, and it drains if it is leased, whatever `removal` says. Default `None`: it
-    /// leaves at once.
+    /// unless it is declared again meanwhile, and it drains if it is leased, whatever `removal` says. Where a later
+    /// synchronisation says less, what is missing already leaves that much sooner. Default `None`: it leaves at once.
     pub keep_missing: Option<Duration>,
 }
 
@@ -110,7 +110,8 @@ impl Pool {
         let desired = Declared::read(items)?;
         let name = origin.to_string();
         // What has a time to live is always to be written anew, and is never what is declared for good.
-        let (asked, kept) = if ttl.is_some() { ("", FOR_A_TIME) } else { (&*desired.digest, &*desired.digest) };
+        let digest = going.digest(&desired);
+        let (asked, kept) = if ttl.is_some() { ("", FOR_A_TIME) } else { (&*digest, &*digest) };
         let args = [text(&name), text(asked), owned(items.len()), owned(options.max_shrink_percent)];
         let mut reply = self.call(&script::BEGIN_SYNC, &args).await?;
         let ticket = match reply.text()?.as_str() {
@@ -161,7 +162,8 @@ impl Pool {
         // New ones first: a declaration that replaces everything never leaves the pool empty.
         let (added, updated) = self.upsert(origin, &ticket, ttl.unwrap_or(0), &changed).await?;
         let removed = self.remove(&name, &ticket, going, &gone).await?;
-        let args = [text(&name), text(&ticket), text(kept), owned(items.len())];
+        let keeps = if going.later > 0 { "1" } else { "0" };
+        let args = [text(&name), text(&ticket), text(kept), owned(items.len()), text(keeps)];
         let mut reply = self.send(&script::FINISH_SYNC, &args, false).await?;
         self.read_chunk(&mut reply, &name)?;
         Ok(SyncOutcome::Applied {
@@ -186,6 +188,15 @@ impl SyncOptions {
         }
         let later = self.keep_missing.map_or(Ok(0), |time| millis("time for which missing resources stay", time))?;
         Ok(Going { removal: self.removal, later })
+    }
+}
+
+impl Going {
+    /// What a synchronisation leaves as digest. The time for which things stay is part of it: another one is to reach what is
+    /// missing already, though the list is the same.
+    pub(super) fn digest(self, declared: &Declared) -> String {
+        let Declared { digest, .. } = declared;
+        if self.later > 0 { format!("{digest} {}", self.later) } else { digest.clone() }
     }
 }
 

@@ -17,9 +17,9 @@ for i = 5, #ARGV do
   end
 end
 if later > 0 then
-  -- What is missing already leaves when that was to be.
+  -- What is missing already leaves when that was to be, or sooner if it is kept for less time now.
   for _, resource in ipairs(named) do
-    call('ZADD', MISSING, 'NX', format('%.0f', NOW + later), origin .. '\0' .. resource)
+    call('ZADD', MISSING, 'LT', format('%.0f', NOW + later), origin .. '\0' .. resource)
   end
   return { 'ok', 0, 0, 0 }
 end

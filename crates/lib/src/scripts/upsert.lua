@@ -31,7 +31,7 @@ for i, resource in ipairs(named) do
   if record and record ~= new then
     local origins, mine, better = record_origins(record), false, false
     for _, other in ipairs(origins) do
-      if other == origin then mine = true elseif rank(other) < rank(origin) then better = true end
+      if other == origin then mine = true elseif precedes(other, origin) then better = true end
     end
     if not mine then
       origins[#origins + 1] = origin

@@ -18,7 +18,7 @@ pub(crate) struct Left {
     revoked: u64,
 }
 
-/// Where two origins declare one item, the facts are those of the lowest rank.
+/// Where two origins declare one item, the facts are those of the lowest rank, and of these of the first by name.
 fn rank(origin: &Origin) -> u8 {
     match origin {
         Origin::Spec => 1,
@@ -38,7 +38,7 @@ impl Pool {
             let item = if let Some(old) = self.items.get(decl.key) {
                 let mut item = old.clone();
                 item.origins.insert(origin.clone());
-                if !old.origins.iter().any(|other| rank(other) < rank(origin)) {
+                if !old.origins.iter().any(|other| (rank(other), other) < (rank(origin), origin)) {
                     item.priority = decl.priority;
                     item.position = decl.position.unwrap_or(old.position);
                     item.facts = decl.facts;

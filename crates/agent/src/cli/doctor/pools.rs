@@ -153,7 +153,7 @@ fn judge(seen: &Seen) -> Vec<Finding> {
             "invariant",
             subject,
             format!("{invariant}: {count}, the first is {first}"),
-            "restart the agent of the pool, which repairs it at its start; without an agent, call Pool::repair",
+            "the pool's agent repairs it within ten minutes, or at its next start; without an agent, call Pool::repair",
         ));
     }
     let now = info.now.as_millis();

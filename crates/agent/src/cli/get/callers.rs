@@ -106,6 +106,7 @@ impl Row for WaiterView {
 impl Fetch for WaiterView {
     const KIND: &'static str = "waiter";
     const PLURAL: &'static str = "waiters";
+    const NAMED_ONCE: bool = false;
 
     async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
         let is_asked_for = |waiter: &Self| ask.is_for(&waiter.id) || ask.is_for(&waiter.owner);
@@ -184,11 +185,18 @@ impl Row for SessionView {
     fn id(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.pool, &self.id)
     }
+
+    fn differs(&self, older: &Self) -> bool {
+        // Each heartbeat moves a live one's time.
+        let until = if self.state == Life::Alive { older.until } else { self.until };
+        Self { until, ..self.clone() } != *older
+    }
 }
 
 impl Fetch for SessionView {
     const KIND: &'static str = "session";
     const PLURAL: &'static str = "sessions";
+    const NAMED_ONCE: bool = false;
 
     async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
         let is_asked_for = |session: &Self| ask.is_for(&session.id) || ask.is_for(&session.name);
@@ -221,5 +229,25 @@ mod tests {
         session.state = Life::Dead;
         assert_eq!(session.cells(at(1330))[4], "5m ago");
         assert_eq!(SessionView::COLUMNS.len(), session.cells(at(0)).len());
+    }
+
+    #[test]
+    fn a_heartbeat_is_no_change() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let session = SessionView {
+            namespace: "default".to_owned(),
+            pool: "gpus".to_owned(),
+            name: "trainer-1".to_owned(),
+            id: "trainer-1#00c0ffee".to_owned(),
+            state: Life::Alive,
+            until: at(1030),
+            leases: 2,
+        };
+        let later = SessionView { until: at(1040), ..session.clone() };
+        assert!(!later.differs(&session));
+        assert!(SessionView { leases: 1, ..later.clone() }.differs(&session));
+        let dead = SessionView { state: Life::Dead, ..later };
+        assert!(dead.differs(&session));
+        assert!(SessionView { until: at(1041), ..dead.clone() }.differs(&dead));
     }
 }

@@ -120,6 +120,9 @@ pub(super) struct Found<T> {
 pub(super) trait Fetch: Sized {
     const KIND: &'static str;
     const PLURAL: &'static str;
+    /// Whether a name is that of one thing at the most. The number of those that have it must not change the shape of what
+    /// programs read.
+    const NAMED_ONCE: bool = true;
 
     /// All that is asked for, in a stable order.
     async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>>;
@@ -154,6 +157,7 @@ impl Fetch for ResourceView {
 impl Fetch for LeaseView {
     const KIND: &'static str = "lease";
     const PLURAL: &'static str = "leases";
+    const NAMED_ONCE: bool = false;
 
     async fn fetch(ask: &Ask<'_>) -> Result<Found<Self>> {
         ask.each(async |pool| {

@@ -56,8 +56,8 @@ pub(crate) struct GetArgs {
     /// The pool, as NAME or NAMESPACE/NAME [default: all pools of the namespace].
     pool: Option<String>,
 
-    /// The one resource, binding or source of that pool, its waiters of this holder, its sessions of this name [default:
-    /// all].
+    /// The one resource, binding or source of that pool, its leases on this resource, its waiters of this holder, its
+    /// sessions of this name [default: all].
     name: Option<String>,
 
     #[command(flatten)]
@@ -152,7 +152,7 @@ async fn print<T: Row + Fetch>(args: &GetArgs) -> Result<ExitCode> {
         [] if matches!(args.output, Format::Table | Format::Wide) => {
             let _ = writeln!(io::stderr(), "no {} found in {}", T::PLURAL, ask.scope);
         }
-        [row] if single.is_some() => printer.single(row, Timestamp::now())?,
+        [row] if single.is_some() && T::NAMED_ONCE => printer.single(row, Timestamp::now())?,
         rows => printer.list(rows, Timestamp::now())?,
     }
     printer.flush()?;
@@ -209,7 +209,7 @@ fn print_changes<T: Row>(printer: &mut Printer<BufWriter<Stdout>>, older: &[T], 
     let now = Timestamp::now();
     let known = by_id(older);
     for row in newer {
-        if known.get(&row.id()).is_none_or(|known| *known != row) {
+        if known.get(&row.id()).is_none_or(|known| row.differs(known)) {
             printer.update(row, false, now)?;
         }
     }

@@ -32,6 +32,10 @@ pub(super) trait Row: Serialize + PartialEq {
     /// What tells it from the other rows, however it changes: its namespace, shown as a column of its own when several are
     /// listed, its pool, and what else there is to tell.
     fn id(&self) -> (&str, &str, &str);
+    /// Whether anything has happened to it that a watch tells of.
+    fn differs(&self, older: &Self) -> bool {
+        self != older
+    }
 }
 
 /// Where rows go. A reader that has gone away (`| head`) is not an error: see [`closed`].

@@ -1,6 +1,6 @@
 //! A cluster whose answers each test says.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::*;
 use crate::source::kubernetes::fixtures::{Answer, ApiServer, Call, ok, refused};
@@ -143,4 +143,15 @@ async fn what_the_cluster_refuses_says_what_and_how_to_mend_it() {
     let long = json!([pod(&"p".repeat(600), "10.0.0.1", "True")]);
     let trouble = fetched(pods(), [page(&long, "")]).await.0.unwrap_err();
     assert!(trouble.message.starts_with("the template makes what is no key"), "{trouble}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_more_is_asked_for_when_there_is_too_much() {
+    let endpoints: Vec<_> = (0..500).map(|n| json!({"addresses": [format!("10.0.{}.{}", n / 250, n % 250)]})).collect();
+    let ports: Vec<_> = (1..=201).map(|port| json!({"port": port})).collect();
+    let slice = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": endpoints, "ports": ports});
+    let source = json!({"endpointSlices": {"labelSelector": {}, "template": "{ip}:{port}"}});
+    let trouble = fetched(source, [page(&json!([slice]), "more")]).await.0.unwrap_err();
+    assert_eq!(trouble.category, "too_large");
+    assert!(trouble.message.starts_with("the endpointslices that match bring more than 100000 resources"), "{trouble}");
 }

@@ -18,8 +18,7 @@ local function demand(json)
     end
   end
   if request.n > 1 then
-    local most = call('HLEN', ITEMS)
-    if SHARED then most = MAX_HOLDERS == 0 and (most > 0 and request.n or 0) or most * MAX_HOLDERS end
+    local most = most_at_once(request.n)
     if request.n > most then request.refused = { false, 'count', most } end
   end
   if request.session then
@@ -173,7 +172,7 @@ local function serve_now(request)
       reclaimed = not more
     end
   end
-  if GATHERING and request.n > 1 then return false end
+  if GATHERING and request.n > 1 and waiters().gatherer() then return false end
   for try = 1, 2 do
     if request.n > 1 then
       local granted = take_all(request)

@@ -194,6 +194,14 @@ local function look(selectors, count)
   return resources, scores, records
 end
 
+-- How many leases at once the pool could have, counted up to `enough`.
+local function most_at_once(enough)
+  local items = call('HLEN', ITEMS)
+  if not SHARED then return items end
+  if MAX_HOLDERS == 0 then return items > 0 and enough or 0 end
+  return items * MAX_HOLDERS
+end
+
 -- How many grants these resources have room for, counted up to `most`.
 local function count_room(resources, most)
   if not SHARED then return #resources end

@@ -95,15 +95,19 @@ local function waiting_room()
     call('ZREM', WANTS, entry)
   end
 
-  -- The first in line of those who want several: it alone gathers. Second result: what it asked for.
+  -- The first in line of those who want several, as many as the pool has: it alone gathers. Second result: what it asked for.
   function room.gatherer()
+    local from = '[#\0'
     for _ = 1, PASSED_OVER do
       if is_known then break end
-      local entry = call('ZRANGEBYLEX', WANTS, '[#\0', '(#\0:', 'LIMIT', 0, 1)[1]
-      gatherer, gathered = nil, nil
-      if entry then gathered = living(sub(entry, 19), entry) end
-      if gathered then gatherer = sub(entry, 19) end
-      is_known = gathered ~= nil or not entry
+      local entry = call('ZRANGEBYLEX', WANTS, from, '(#\0:', 'LIMIT', 0, 1)[1]
+      local request = entry and living(sub(entry, 19), entry)
+      if request and request.n > most_at_once(request.n) then
+        -- The pool has become too small for it.
+        from, request = '(' .. entry, nil
+      end
+      gatherer, gathered = request and sub(entry, 19), request or nil
+      is_known = request ~= nil or not entry
     end
     return gatherer, gathered
   end

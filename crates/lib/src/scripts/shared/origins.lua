@@ -34,6 +34,16 @@ local function rank(origin)
   return 4
 end
 
+-- Of two of one rank, those of the first by name, byte by byte: how Lua compares texts depends on the server's locale.
+local function precedes(one, other)
+  if rank(one) ~= rank(other) then return rank(one) < rank(other) end
+  for i = 1, math.min(#one, #other) do
+    local a, b = string.byte(one, i), string.byte(other, i)
+    if a ~= b then return a < b end
+  end
+  return #one < #other
+end
+
 local function record_origins(record)
   return cjson.decode(sub(record, 19, 18 + tonumber(sub(record, 15, 18))))
 end

@@ -57,7 +57,8 @@ impl Reference {
         if later > 0 {
             let at = self.now() + later;
             for key in keys {
-                self.missing.entry((origin, key)).or_insert(at);
+                let missing = self.missing.entry((origin, key)).or_insert(at);
+                *missing = at.min(*missing);
             }
             self.did("what is missing may stay for a while");
         } else {

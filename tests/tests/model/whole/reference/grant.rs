@@ -66,12 +66,7 @@ impl Reference {
                 return Some(Reply::List(vec![Reply::Nothing, Reply::text("session")]));
             }
         }
-        let items = self.items.len() as u64;
-        let most = match self.settings.shared {
-            None => items,
-            Some(0) if items > 0 => u64::MAX,
-            Some(holders) => items * holders,
-        };
+        let most = self.most_at_once();
         if ask.n > 1 && ask.n > most {
             self.did("more is asked for than there could be");
             return Some(Reply::List(vec![Reply::Nothing, Reply::text("count"), Reply::text(most)]));
@@ -82,6 +77,16 @@ impl Reference {
         let known = INDEXES[self.settings.indexes].iter().map(|labels| Reply::text(labels.join(",")));
         let refusal = [Reply::Nothing, Reply::text("index"), Reply::text(labels.join(","))];
         Some(Reply::List(refusal.into_iter().chain(known).collect()))
+    }
+
+    /// How many leases at once the pool could have.
+    pub(super) fn most_at_once(&self) -> u64 {
+        let items = self.items.len() as u64;
+        match self.settings.shared {
+            None => items,
+            Some(0) if items > 0 => u64::MAX,
+            Some(holders) => items * holders,
+        }
     }
 
     fn serve(&mut self, i: usize, ask: &Ask, call: &mut Call) -> Reply {
@@ -138,7 +143,7 @@ impl Reference {
                 call.reclaimed = !self.reclaim(16).more;
             }
         }
-        if call.gathering && ask.n > 1 {
+        if call.gathering && ask.n > 1 && self.gatherer().is_some() {
             return Vec::new();
         }
         for again in [false, true] {

@@ -84,8 +84,14 @@ impl Reference {
     /// The first of those who want several: it alone gathers.
     pub(super) fn gatherer(&mut self) -> Option<Name> {
         loop {
-            let line = self.in_line();
-            let first = line.into_iter().find(|id| self.line[id].offer.is_none() && self.line[id].ask.n > 1)?;
+            let most = self.most_at_once();
+            let several = |id: &Name| self.line[id].offer.is_none() && self.line[id].ask.n > 1;
+            let line: Vec<_> = self.in_line().into_iter().filter(several).collect();
+            let first = line.iter().position(|id| !self.is_alive(id) || self.line[id].ask.n <= most);
+            if first != Some(0) && !line.is_empty() {
+                self.did("who wants more than there is does not gather");
+            }
+            let first = line[first?];
             if self.is_alive(first) {
                 return Some(first);
             }
