@@ -3,9 +3,15 @@
 use std::{
     env, fmt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+
+use crate::wait::within;
+
+/// Of a test on both: many times what it takes.
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// Which server a test runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,6 +46,18 @@ impl Flavor {
             .chain(on_path(self.program()))
             .find(|candidate| candidate.is_file())
             .with_context(|| format!("no {} found: run `make servers`, or set {variable} to its path", self.program()))
+    }
+
+    /// Runs a test on both, side by side.
+    ///
+    /// # Errors
+    /// That of one of them, and on which; or that they did not end within five minutes.
+    pub async fn both<F: Future<Output = Result<()>>>(test: impl Fn(Self) -> F) -> Result<()> {
+        let both = async {
+            let (redis, valkey) = tokio::join!(Box::pin(test(Self::Redis)), Box::pin(test(Self::Valkey)));
+            redis.context("on Redis").and(valkey.context("on Valkey"))
+        };
+        within(LIMIT, both).await
     }
 
     fn program(self) -> &'static str {

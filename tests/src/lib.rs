@@ -25,6 +25,7 @@
 pub mod cluster;
 pub mod flavor;
 pub mod kube;
+mod life;
 mod ports;
 mod process;
 pub mod proxy;
@@ -41,5 +42,5 @@ pub use flavor::Flavor;
 pub use proxy::Proxy;
 pub use random::Random;
 pub use server::Server;
-pub use wait::eventually;
+pub use wait::{eventually, within};
 pub use witness::Witness;

@@ -61,8 +61,7 @@ impl Sentinels {
     /// When none answers.
     pub async fn master_port(&self) -> Result<u16> {
         for sentinel in &self.sentinels {
-            let answer = sentinel.cmd::<(String, u16)>(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name]).await;
-            if let Ok((_, port)) = answer {
+            if let Ok(port) = self.named_by(sentinel).await {
                 return Ok(port);
             }
         }
@@ -76,8 +75,17 @@ impl Sentinels {
     pub async fn failover(&self) -> Result<u16> {
         let former = self.master_port().await?;
         let sentinel = self.sentinels.first().context("a failover needs a Sentinel")?;
-        // Refused as long as the replica has not been seen in good health: that is looked at every few seconds.
-        eventually(DISCOVERY, async || sentinel.cmd::<()>(&["SENTINEL", "FAILOVER", &self.name]).await).await?;
+        // Refused as long as the replica has not been seen in good health, which is looked at every few seconds, and while
+        // one is under way. One that was begun may be given up, and is then ordered anew; one that has just ended can't be
+        // followed by another by mistake: the former master has not been seen as a replica then.
+        eventually(FAILOVER, async || {
+            if self.named_by(sentinel).await? == former {
+                sentinel.cmd::<()>(&["SENTINEL", "FAILOVER", &self.name]).await?;
+                bail!("{sentinel} has begun a failover that is not over yet");
+            }
+            Ok(())
+        })
+        .await?;
         self.wait_for_failover_from(former).await
     }
 
@@ -89,8 +97,7 @@ impl Sentinels {
         eventually(FAILOVER, async || {
             let mut port = None;
             for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.pid().is_ok()) {
-                let (_, named): (String, u16) =
-                    sentinel.cmd(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name]).await?;
+                let named = self.named_by(sentinel).await?;
                 ensure!(named != former, "{sentinel} still names the master on port {former}");
                 ensure!(port.is_none_or(|port| port == named), "the Sentinels name different masters");
                 port = Some(named);
@@ -98,6 +105,12 @@ impl Sentinels {
             port.context("no Sentinel is alive")
         })
         .await
+    }
+
+    /// The port of the master, as this Sentinel has it.
+    async fn named_by(&self, sentinel: &Server) -> Result<u16> {
+        let answer = sentinel.cmd::<(String, u16)>(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &self.name]).await;
+        answer.map(|(_, port)| port)
     }
 
     async fn complete(&self, replicas: usize) -> Result<()> {

@@ -1,9 +1,9 @@
-//! Waiting for a condition, by polling it. It must not know what is waited for.
+//! Waiting for a condition, by polling it, and not waiting for ever. It must not know what is waited for.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// How long to rest between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -47,6 +47,14 @@ pub async fn eventually<T>(within: Duration, mut condition: impl AsyncFnMut() ->
         }
         sleep(PAUSE).await;
     }
+}
+
+/// Does something that must not take longer: a test that hangs should fail, and say so.
+///
+/// # Errors
+/// That of `work`, or that it did not end.
+pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout(limit, work).await.with_context(|| format!("did not end within {limit:?}"))?
 }
 
 #[cfg(test)]

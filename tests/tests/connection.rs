@@ -11,6 +11,7 @@ use e2e::{
     proxy::{Exchange, Fate},
     sentinel::Sentinels,
 };
+use futures::future::try_join_all;
 use redis_allocator::{Client, Error, Ownership, Place, Pool, PoolSettings, ResourceKey};
 
 /// Of a call of these tests' clients: long enough for a busy machine, short enough to wait for.
@@ -48,36 +49,38 @@ fn a_script_that_ran(exchange: &Exchange<'_>) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_was_away_is_found_again() -> Result<()> {
-    for flavor in [Flavor::Redis, Flavor::Valkey] {
-        let server = Server::builder(flavor).unix_socket().start().await?;
-        for url in [server.url(), server.unix_url().context("the server has no socket")?] {
-            let patient = Client::builder(&url).timeout(PATIENCE).connect().await?.pool("gpus")?;
-            let pool = pool_of(&connect(url).await?, "gpus").await?;
-            server.save().await?;
+    let ways = Flavor::ALL.into_iter().flat_map(|flavor| [(flavor, false), (flavor, true)]);
+    try_join_all(ways.map(|(flavor, by_socket)| was_away(flavor, by_socket))).await.map(drop)
+}
 
-            // Away and back between two calls: the next one notices nothing, although grants are never repeated.
-            server.kill();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            server.restart().await?;
-            malloc_and_free(&pool).await?;
+async fn was_away(flavor: Flavor, by_socket: bool) -> Result<()> {
+    let server = Server::builder(flavor).unix_socket().start().await?;
+    let url = if by_socket { server.unix_url().context("the server has no socket")? } else { server.url() };
+    let patient = Client::builder(&url).timeout(PATIENCE).connect().await?.pool("gpus")?;
+    let pool = pool_of(&connect(url).await?, "gpus").await?;
+    server.save().await?;
 
-            // Away during a call, for longer than its timeout.
-            server.kill();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            let asked = Instant::now();
-            let error = pool.malloc().await.err().context("a dead server granted a lease")?;
-            ensure!(matches!(error, Error::Unavailable { .. }), "{error}");
-            ensure!((TIMEOUT / 2..TIMEOUT * 4).contains(&asked.elapsed()), "gave up after {:?}", asked.elapsed());
+    // Away and back between two calls: the next one notices nothing, although grants are never repeated.
+    server.kill();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.restart().await?;
+    malloc_and_free(&pool).await?;
 
-            // Away during a call, and back before its timeout, however long the start takes here.
-            let (called, restarted) = tokio::join!(malloc_and_free(&patient), async {
-                tokio::time::sleep(TIMEOUT / 4).await;
-                server.restart().await
-            });
-            restarted?;
-            called?;
-        }
-    }
+    // Away during a call, for longer than its timeout.
+    server.kill();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let asked = Instant::now();
+    let error = pool.malloc().await.err().context("a dead server granted a lease")?;
+    ensure!(matches!(error, Error::Unavailable { .. }), "{error}");
+    ensure!((TIMEOUT / 2..TIMEOUT * 4).contains(&asked.elapsed()), "gave up after {:?}", asked.elapsed());
+
+    // Away during a call, and back before its timeout, however long the start takes here.
+    let (called, restarted) = tokio::join!(malloc_and_free(&patient), async {
+        tokio::time::sleep(TIMEOUT / 4).await;
+        server.restart().await
+    });
+    restarted?;
+    called?;
     Ok(())
 }
 
@@ -86,7 +89,7 @@ async fn forgotten_scripts_are_loaded_again_by_many_callers_at_once() -> Result<
     let server = Server::start(Flavor::Redis).await?;
     let pool = pool_of(&connect(server.url()).await?, "gpus").await?;
     server.cmd::<()>(&["SCRIPT", "FLUSH"]).await?;
-    let leases = futures::future::try_join_all((0..SIZE).map(async |_| pool.malloc().await)).await?;
+    let leases = try_join_all((0..SIZE).map(async |_| pool.malloc().await)).await?;
     ensure!(leases.iter().all(Option::is_some), "some callers got nothing");
     ensure!(granted(&pool).await? == SIZE);
     Ok(())
@@ -175,33 +178,35 @@ fn other_than<'a>(cluster: &'a Cluster, owner: &Node) -> Result<&'a Node> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_is_followed_through_a_cluster() -> Result<()> {
-    for flavor in [Flavor::Redis, Flavor::Valkey] {
-        let cluster = Cluster::start(flavor).await?;
-        // One that never answers comes first; and a plain URL of any node leads to all of them.
-        let listed = connect(format!("redis+cluster://127.0.0.1:1,{}", cluster.addresses().join(","))).await?;
-        let plain = connect(format!("redis://{}", cluster.addresses()[1])).await?;
-        let pool = pool_of(&listed, "gpus").await?;
-        for i in 0..12 {
-            malloc_and_free(&pool_of(&plain, &format!("pool-{i}")).await?).await?;
-        }
+    try_join_all(Flavor::ALL.map(followed_through_a_cluster)).await.map(drop)
+}
 
-        let slot = cluster.slot_of("{default/gpus}").await?;
-        let target = other_than(&cluster, cluster.owner_of(slot).await?)?;
-        let migration = cluster.migrate(slot, target).await?;
-
-        // With one part here and one there, nothing can be done, and nothing is.
-        ensure!(migration.move_keys(1).await? == 1);
-        let error = pool.malloc().await.err().context("half a pool granted a lease")?;
-        ensure!(matches!(error, Error::Unavailable { .. }), "{error}");
-
-        // A call waits for the end of the move, and finds the pool where it went.
-        let (called, finished) = tokio::join!(malloc_and_free(&pool), migration.finish());
-        finished?;
-        called?;
-        malloc_and_free(&plain.pool("gpus")?).await?;
-        ensure!(granted(&pool).await? == 2);
-        ensure!(pool.check().await?.is_empty());
+async fn followed_through_a_cluster(flavor: Flavor) -> Result<()> {
+    let cluster = Cluster::start(flavor).await?;
+    // One that never answers comes first; and a plain URL of any node leads to all of them.
+    let listed = connect(format!("redis+cluster://127.0.0.1:1,{}", cluster.addresses().join(","))).await?;
+    let plain = connect(format!("redis://{}", cluster.addresses()[1])).await?;
+    let pool = pool_of(&listed, "gpus").await?;
+    for i in 0..12 {
+        malloc_and_free(&pool_of(&plain, &format!("pool-{i}")).await?).await?;
     }
+
+    let slot = cluster.slot_of("{default/gpus}").await?;
+    let target = other_than(&cluster, cluster.owner_of(slot).await?)?;
+    let migration = cluster.migrate(slot, target).await?;
+
+    // With one part here and one there, nothing can be done, and nothing is.
+    ensure!(migration.move_keys(1).await? == 1);
+    let error = pool.malloc().await.err().context("half a pool granted a lease")?;
+    ensure!(matches!(error, Error::Unavailable { .. }), "{error}");
+
+    // A call waits for the end of the move, and finds the pool where it went.
+    let (called, finished) = tokio::join!(malloc_and_free(&pool), migration.finish());
+    finished?;
+    called?;
+    malloc_and_free(&plain.pool("gpus")?).await?;
+    ensure!(granted(&pool).await? == 2);
+    ensure!(pool.check().await?.is_empty());
     Ok(())
 }
 

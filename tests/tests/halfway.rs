@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Flavor, Server};
+use e2e::{Flavor, Server, within};
 use futures::future::BoxFuture;
 use redis_allocator::{
     BindOptions, BindPolicy, Cause, Client, Error, Item, Lease, Order, Origin, Ownership, Place, Pool, PoolSettings,
@@ -297,10 +297,6 @@ impl Findings {
 /// Many times what it takes, which is most of a minute on a machine that has no time.
 const LIMIT: Duration = Duration::from_mins(10);
 
-async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(LIMIT, work).await.with_context(|| format!("did not end within {LIMIT:?}"))?
-}
-
 async fn keys_of_the_wrong_type(flavor: Flavor) -> Result<()> {
     let mut stage = Stage::set(flavor).await?;
     let mut redis = stage.server.connection().await?;
@@ -400,12 +396,12 @@ macro_rules! everywhere {
         $(
             #[tokio::test]
             async fn $redis() -> Result<()> {
-                in_time($name(Flavor::Redis)).await
+                within(LIMIT, $name(Flavor::Redis)).await
             }
 
             #[tokio::test]
             async fn $valkey() -> Result<()> {
-                in_time($name(Flavor::Valkey)).await
+                within(LIMIT, $name(Flavor::Valkey)).await
             }
         )*
     };

@@ -10,15 +10,9 @@ mod assets;
 mod audit;
 mod etcd;
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Stdio,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use tempfile::TempDir;
@@ -26,7 +20,7 @@ use tokio::{io::AsyncWriteExt as _, process::Command};
 
 pub use self::{access::client_of, audit::Request};
 use self::{assets::Assets, etcd::Etcd};
-use crate::{ports, process::Process, wait::eventually};
+use crate::{life::Life, ports, process::Process};
 
 /// How long a server may take until it is ready, on a machine that does other things too.
 const START: Duration = Duration::from_secs(90);
@@ -42,8 +36,8 @@ const AUDIT_LOG: &str = "audit.log";
 pub struct ApiServer {
     assets: Assets,
     port: u16,
-    /// A std mutex: held for the length of a signal, never over an `await`. Before the directory, which goes last.
-    process: Mutex<Option<Process>>,
+    /// Before the directory, which goes last.
+    life: Life,
     etcd: Etcd,
     directory: TempDir,
 }
@@ -60,7 +54,9 @@ impl ApiServer {
         let token = access::write_credentials(directory.path())?;
         fs::write(directory.path().join(AUDIT_POLICY), audit::policy().to_string())?;
         let etcd = Etcd::start(&assets.etcd)?;
-        let server = Self { assets, port: ports::free()?, process: Mutex::new(None), etcd, directory };
+        let port = ports::free()?;
+        let life = Life::new(format!("kube-apiserver on 127.0.0.1:{port}"), directory.path().join(LOG));
+        let server = Self { assets, port, life, etcd, directory };
         server.write_kubeconfig(&server.kubeconfig(), &token, "default")?;
         server.restart().await?;
         Ok(Some(server))
@@ -73,7 +69,7 @@ impl ApiServer {
 
     /// Ends the server at once, as a crash would (SIGKILL); what it stored stays. Killing a dead server is no error.
     pub fn kill(&self) {
-        drop(self.lock().take());
+        self.life.kill();
     }
 
     /// Stops the server without ending it (SIGSTOP): connections stay open, nothing is answered.
@@ -81,7 +77,7 @@ impl ApiServer {
     /// # Errors
     /// When the server is not running.
     pub fn pause(&self) -> Result<()> {
-        self.running()?.as_ref().context(NOT_RUNNING)?.pause()
+        self.life.pause()
     }
 
     /// Lets a paused server go on (SIGCONT).
@@ -89,7 +85,7 @@ impl ApiServer {
     /// # Errors
     /// When the server is not running.
     pub fn resume(&self) -> Result<()> {
-        self.running()?.as_ref().context(NOT_RUNNING)?.resume()
+        self.life.resume()
     }
 
     /// Kills the server if it runs, starts it again on its port with what it stored, and waits until it is ready.
@@ -100,13 +96,10 @@ impl ApiServer {
         self.kill();
         let process = Process::start(&self.assets.api_server, self.directory.path(), LOG, self.arguments())
             .context("cannot start kube-apiserver")?;
-        *self.lock() = Some(process);
+        self.life.begin(process);
         let client = self.client().await?;
         let namespaces: Api<Namespace> = Api::all(client.clone());
-        let ready = eventually(START, async || {
-            if let Err(reason) = self.running() {
-                return Ok(Err(reason));
-            }
+        let ready = self.life.ready(START, async |_| {
             let asked = http::Request::get("/readyz").body(Vec::new())?;
             let answer = client.request_text(asked).await?;
             ensure!(answer == "ok", "not ready: {answer}");
@@ -114,17 +107,9 @@ impl ApiServer {
             for name in ["default", "kube-system"] {
                 namespaces.get(name).await?;
             }
-            Ok(Ok(()))
+            Ok(())
         });
-        ready.await.and_then(|outcome| outcome).with_context(|| {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            format!(
-                "{} did not start; its log ends:\n{}",
-                self.url(),
-                lines[lines.len().saturating_sub(12)..].join("\n")
-            )
-        })
+        ready.await
     }
 
     /// Runs `kubectl` as someone who may do everything; what it printed.
@@ -179,7 +164,7 @@ impl ApiServer {
 
     /// What the server logged so far, over all its restarts.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join(LOG)).unwrap_or_default()
+        self.life.log()
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -207,19 +192,4 @@ impl ApiServer {
     fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
-
-    /// The process, if it was started and has not ended by itself.
-    fn running(&self) -> Result<MutexGuard<'_, Option<Process>>> {
-        let mut process = self.lock();
-        if let Some(status) = process.as_mut().map(Process::ended).transpose()?.flatten() {
-            bail!("the API server has ended by itself: {status}");
-        }
-        Ok(process)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Process>> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
-
-const NOT_RUNNING: &str = "the API server was killed and not restarted";

@@ -1,12 +1,12 @@
 //! The settings a server is started with, written as its configuration file. It must not know how the server is run.
 
-use std::{fmt::Write as _, fs, sync::Mutex};
+use std::{fmt::Write as _, fs};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::{CONFIG, LOG, RDB, SOCKET, Server, launch};
-use crate::{Flavor, ports};
+use crate::{Flavor, life::Life, ports};
 
 /// How often another port is tried when one was taken between the choice and the start.
 const ATTEMPTS: usize = 5;
@@ -82,8 +82,9 @@ impl Builder {
         let directory = TempDir::with_prefix("e2e-")?;
         let config = directory.path().join(CONFIG);
         fs::write(&config, self.config(port)?).with_context(|| format!("cannot write {}", config.display()))?;
-        let process = launch(self.flavor, directory.path(), self.sentinel)?;
-        Ok(Server { flavor: self.flavor, port, sentinel: self.sentinel, directory, process: Mutex::new(Some(process)) })
+        let life = Life::new(format!("{} on 127.0.0.1:{port}", self.flavor), directory.path().join(LOG));
+        life.begin(launch(self.flavor, directory.path(), self.sentinel)?);
+        Ok(Server { flavor: self.flavor, port, sentinel: self.sentinel, life, directory })
     }
 
     fn config(&self, port: u16) -> Result<String> {

@@ -5,17 +5,17 @@ mod builder;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use redis::{AsyncConnectionConfig, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo, Value};
 use tempfile::TempDir;
 
 pub use self::builder::Builder;
 use crate::{
     Flavor,
+    life::Life,
     process::Process,
     stats::{self, CommandStats, SlowCommand},
     wait::eventually,
@@ -35,9 +35,9 @@ pub struct Server {
     flavor: Flavor,
     port: u16,
     sentinel: bool,
+    /// Before the directory, which goes last.
+    life: Life,
     directory: TempDir,
-    /// A std mutex: held for the length of a signal, never over an `await`.
-    process: Mutex<Option<Process>>,
 }
 
 /// A copy of what a server held, as an RDB file.
@@ -108,12 +108,12 @@ impl Server {
     /// # Errors
     /// When the server is not running.
     pub fn pid(&self) -> Result<u32> {
-        Ok(self.running()?.as_ref().context(NOT_RUNNING)?.id())
+        self.life.id()
     }
 
     /// Ends the server at once, as a crash would (SIGKILL). Killing a dead server is no error.
     pub fn kill(&self) {
-        drop(self.lock().take());
+        self.life.kill();
     }
 
     /// Stops the server without ending it (SIGSTOP): connections stay open, nothing is answered.
@@ -121,7 +121,7 @@ impl Server {
     /// # Errors
     /// When the server is not running.
     pub fn pause(&self) -> Result<()> {
-        self.running()?.as_ref().context(NOT_RUNNING)?.pause()
+        self.life.pause()
     }
 
     /// Lets a paused server go on (SIGCONT); it then executes what it was sent meanwhile.
@@ -129,7 +129,7 @@ impl Server {
     /// # Errors
     /// When the server is not running.
     pub fn resume(&self) -> Result<()> {
-        self.running()?.as_ref().context(NOT_RUNNING)?.resume()
+        self.life.resume()
     }
 
     /// Kills the server if it runs and starts it again on its port, with its configuration as last written and the
@@ -139,8 +139,7 @@ impl Server {
     /// When it does not answer again; then with the end of its log.
     pub async fn restart(&self) -> Result<()> {
         self.kill();
-        let process = launch(self.flavor, self.directory.path(), self.sentinel)?;
-        *self.lock() = Some(process);
+        self.life.begin(launch(self.flavor, self.directory.path(), self.sentinel)?);
         self.wait_until_it_answers().await
     }
 
@@ -268,39 +267,18 @@ impl Server {
 
     /// What the server logged so far, over all its restarts.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join(LOG)).unwrap_or_default()
+        self.life.log()
     }
 
     async fn wait_until_it_answers(&self) -> Result<()> {
-        let started = eventually(START, async || {
-            let id = match self.running() {
-                Ok(process) => process.as_ref().context(NOT_RUNNING)?.id(),
-                Err(reason) => return Ok(Err(reason)),
-            };
+        let ready = self.life.ready(START, async |id| {
             self.cmd::<()>(&["PING"]).await?;
             // Another process may have been faster to take the port.
             let found = self.info("server", "process_id").await?;
             ensure!(found == id.to_string(), "process {found} answers on {self} instead of {id}");
-            Ok(Ok(()))
+            Ok(())
         });
-        started.await.and_then(|outcome| outcome).with_context(|| {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            format!("{self} did not start; its log ends:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
-        })
-    }
-
-    /// The process, if it was started and has not ended by itself.
-    fn running(&self) -> Result<MutexGuard<'_, Option<Process>>> {
-        let mut process = self.lock();
-        if let Some(status) = process.as_mut().map(Process::ended).transpose()?.flatten() {
-            bail!("{self} has ended by itself: {status}");
-        }
-        Ok(process)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Process>> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+        ready.await
     }
 }
 
@@ -310,10 +288,8 @@ fn launch(flavor: Flavor, directory: &Path, sentinel: bool) -> Result<Process> {
     Process::start(&flavor.binary()?, directory, LOG, arguments)
 }
 
-const NOT_RUNNING: &str = "the server was killed and not restarted";
-
 impl std::fmt::Display for Server {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} on 127.0.0.1:{}", self.flavor, self.port)
+        self.life.fmt(formatter)
     }
 }

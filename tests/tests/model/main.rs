@@ -4,7 +4,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `MODEL_STEPS` | how many steps, on both servers together; default 120,000 |
+//! | `MODEL_STEPS` | how many steps, on both servers together; default 60,000 |
 //! | `PROPTEST_RNG_SEED` | a number that repeats a run; default a random one, which is printed |
 //!
 //! A failing sequence is made as short as possible and printed. That every kind of step did its real work often enough
@@ -15,6 +15,7 @@
 //! | `step` | what can be done, and answered |
 //! | `reference` | the model |
 //! | `system`, `observe` | the same on the real pool |
+//! | `looks` | what is seen of the real pool in one call |
 //! | `view` | what can be seen of either |
 //! | `generate`, `chances` | which steps are taken |
 //! | `deeds` | what must have happened, and how often |
@@ -23,6 +24,7 @@
 mod chances;
 mod deeds;
 mod generate;
+mod looks;
 mod observe;
 mod reference;
 mod step;
@@ -207,5 +209,5 @@ async fn sequence(bench: &Bench, mut reference: Reference, steps: &[Step], done:
             bail!("after {}:\n{}", at(), differences.join("\n"));
         }
     }
-    Ok(())
+    system.end().await
 }

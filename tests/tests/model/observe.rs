@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use futures::try_join;
 use redis_allocator::{BindPolicy, Binding, Error, Hold, Known, Place, ResourceState, Timestamp};
 
@@ -16,18 +16,17 @@ impl System {
     pub(crate) async fn view(&mut self) -> Result<View> {
         let pool = self.pool.clone();
         let client = self.client.clone();
-        let (listed, found) = futures::join!(client.pools(pool.name().namespace()), async {
-            try_join!(pool.info(), pool.snapshot(), pool.bindings(), pool.check())
+        let (listed, broken, found) = futures::join!(client.pools(pool.name().namespace()), self.check(), async {
+            try_join!(pool.info(), pool.snapshot(), pool.bindings())
         });
         let listed = listed?.contains(pool.name());
-        let (info, resources, bindings, violations) = match found {
+        let (info, resources, bindings) = match found {
             Ok(found) => found,
             Err(Error::UnknownPool { .. }) => return Ok(View { listed, pool: None }),
             Err(error) => return Err(error.into()),
         };
-        if !violations.is_empty() {
-            bail!("check finds {violations:?}");
-        }
+        let broken = broken?;
+        ensure!(broken.is_empty(), "check finds {broken:?}");
         self.last_seen = Some(Known { incarnation: info.incarnation.clone(), longest: info.longest });
         let hold = info.hold.map(|hold| match hold {
             Hold::Until(until) => Some(until.as_millis()),

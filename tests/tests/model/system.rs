@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::Server;
 use futures::try_join;
 use redis_allocator::{
@@ -12,6 +12,7 @@ use redis_allocator::{
 };
 
 use crate::{
+    looks::{check_all, functions},
     observe::told,
     reference::{CLIENT, KEPT, START_US, key_of},
     step::{Decl, Grant, Memory, Name, Outcome, Step, facts},
@@ -21,10 +22,9 @@ const POOL: &str = "model/pool";
 
 /// Copies the pool's keys to where no client looks, or, with `1`, back if there is a copy.
 const COPY: &str = "
-if ARGV[1] == '1' and redis.call('EXISTS', 'saved:meta') == 0 then return end
-for _, part in ipairs({'meta', 'items', 'free', 'leases', 'holders', 'quarantine', 'marks', 'reserved', 'binds',
-    'bind-expiry', 'origins'}) do
-  local from, to = 'ra:{model/pool}:' .. part, 'saved:' .. part
+if ARGV[1] == '1' and redis.call('EXISTS', 'saved:1') == 0 then return end
+for i, key in ipairs(KEYS) do
+  local from, to = key, 'saved:' .. i
   if ARGV[1] == '1' then from, to = to, from end
   redis.call('DEL', to)
   redis.call('COPY', from, to)
@@ -34,6 +34,8 @@ end";
 pub(crate) struct Bench {
     url: String,
     raw: redis::aio::MultiplexedConnection,
+    /// Of the script that looks for broken invariants everywhere.
+    check: String,
     _server: Server,
 }
 
@@ -41,8 +43,11 @@ impl Bench {
     pub(crate) async fn start(flavor: e2e::Flavor) -> Result<Self> {
         let server = Server::builder(flavor).unix_socket().start().await?;
         let url = server.unix_url().context("the server has no socket")?;
-        let raw = server.connection().await?;
-        Ok(Self { url, raw, _server: server })
+        let mut raw = server.connection().await?;
+        let pool = Client::connect(&url).await?.pool(POOL)?;
+        let code = format!("{}{}return check_all()", functions(&["check"])?, check_all(&pool));
+        let check = redis::cmd("SCRIPT").arg("LOAD").arg(code).query_async(&mut raw).await?;
+        Ok(Self { url, raw, check, _server: server })
     }
 }
 
@@ -71,6 +76,8 @@ pub(crate) struct System {
     pub(crate) client: Client,
     pub(crate) pool: Pool,
     clock: TestClock,
+    /// Of the script that looks for broken invariants.
+    check: String,
     raw: redis::aio::MultiplexedConnection,
     handles: BTreeMap<Name, Vec<Lease>>,
     /// The incarnations seen, in the order of their creation.
@@ -87,8 +94,37 @@ impl System {
         let clock = TestClock::at(Duration::from_micros(START_US));
         let client = Client::builder(&bench.url).owner(CLIENT).test_clock(clock.clone()).connect().await?;
         let pool = client.pool(POOL)?;
-        let (handles, lives) = (BTreeMap::new(), Vec::new());
-        Ok(Self { client, pool, clock, raw, handles, lives, last_seen: None, last_lost: None, highest_token: 0 })
+        Ok(Self {
+            client,
+            pool,
+            clock,
+            check: bench.check.clone(),
+            raw,
+            handles: BTreeMap::new(),
+            lives: Vec::new(),
+            last_seen: None,
+            last_lost: None,
+            highest_token: 0,
+        })
+    }
+
+    /// Looks for broken invariants in one call, where the library's own needs one for each key.
+    pub(crate) fn check(&self) -> impl Future<Output = Result<Vec<String>>> + use<> {
+        let (keys, now) = (self.pool.script_keys(), self.clock.micros());
+        let mut check = redis::cmd("EVALSHA");
+        check.arg(&self.check).arg(keys.len()).arg(keys).arg(now / 1_000_000).arg(now % 1_000_000);
+        let mut raw = self.raw.clone();
+        async move { Ok(check.query_async(&mut raw).await?) }
+    }
+
+    /// What a sequence leaves behind is in order in the library's own eyes, too.
+    pub(crate) async fn end(&self) -> Result<()> {
+        match self.pool.check().await {
+            Ok(violations) => ensure!(violations.is_empty(), "in the end, check finds {violations:?}"),
+            Err(Error::UnknownPool { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     pub(crate) async fn run(&mut self, step: &Step) -> Result<Outcome> {
@@ -272,7 +308,9 @@ impl System {
         if !back && self.last_seen.is_none() {
             return Ok(Outcome::Refused("unknown_pool", String::new()));
         }
-        redis::cmd("EVAL").arg(COPY).arg(0).arg(u8::from(back)).exec_async(&mut self.raw).await?;
+        let keys = self.pool.script_keys();
+        let mut copy = redis::cmd("EVAL");
+        copy.arg(COPY).arg(keys.len()).arg(keys).arg(u8::from(back)).exec_async(&mut self.raw).await?;
         Ok(Outcome::Done)
     }
 
