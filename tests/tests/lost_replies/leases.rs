@@ -89,7 +89,7 @@ async fn renewals_are_repeated_safely() -> Result<()> {
 async fn a_holder_hears_in_time_that_its_lease_is_lost() -> Result<()> {
     on_all(async |deployment| {
         let scene = deployment.scene("hears").await?;
-        let ttl = Duration::from_secs(3);
+        let ttl = Duration::from_secs(4);
         // Kept alive for longer than its time to live.
         let kept = scene.pool.malloc().ttl(ttl).keep_alive().await?.context("free")?;
         let (watched, other) = (scene.pool.malloc().ttl(ttl).await?, scene.pool.malloc().ttl(ttl).keep_alive().await?);

@@ -12,7 +12,7 @@ use redis_allocator::{
 };
 
 use crate::{
-    looks::{check_all, functions},
+    looks::{HEAD, check_all},
     observe::told,
     reference::{CLIENT, KEPT, START_US, key_of},
     step::{Decl, Grant, Memory, Name, Outcome, Step, facts},
@@ -45,7 +45,7 @@ impl Bench {
         let url = server.unix_url().context("the server has no socket")?;
         let mut raw = server.connection().await?;
         let pool = Client::connect(&url).await?.pool(POOL)?;
-        let code = format!("{}{}return check_all()", functions(&["check"])?, check_all(&pool));
+        let code = format!("{HEAD}{}return check_all(ARGV)", check_all(&pool)?);
         let check = redis::cmd("SCRIPT").arg("LOAD").arg(code).query_async(&mut raw).await?;
         Ok(Self { url, raw, check, _server: server })
     }

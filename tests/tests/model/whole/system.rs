@@ -15,7 +15,7 @@ use super::{
     reference::{LIFE, Reference, facts_of, holder},
     step::{Ask, DEFAULT_TTL, INDEXES, Mode, Name, Order, Reply, SELECTORS, Settings, Step},
 };
-use crate::looks::{check_all, functions};
+use crate::looks::{HEAD, check_all, function};
 
 const SCRIPTS: [&str; 16] = [
     "bind",
@@ -173,8 +173,10 @@ impl System {
 
 /// The reading scripts as one, so that a look is one call: their answers, and what has no script, one after the other.
 fn look(pool: &Pool) -> Result<String> {
+    let functions = ["info", "snapshot", "waiters", "sessions"].map(function);
+    let functions = functions.into_iter().collect::<Result<String>>()?;
     Ok(format!(
-        "{}{}return {{
+        "{HEAD}{functions}{}return {{
            info({{ ARGV[1], ARGV[2] }}),
            snapshot({{ ARGV[1], ARGV[2], 'items', '0' }}),
            waiters({{ ARGV[1], ARGV[2], '0', '200' }}),
@@ -182,10 +184,9 @@ fn look(pool: &Pool) -> Result<String> {
            redis.call('HGETALL', KEYS[9]),
            redis.call('ZRANGE', KEYS[10], 0, -1, 'WITHSCORES'),
            redis.call('ZRANGE', KEYS[13], 0, -1, 'WITHSCORES'),
-           check_all(),
+           check_all(ARGV),
          }}",
-        functions(&["info", "snapshot", "waiters", "sessions", "check"])?,
-        check_all(pool)
+        check_all(pool)?
     ))
 }
 
